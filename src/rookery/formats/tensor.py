@@ -1,0 +1,80 @@
+"""One tensor as it lies in a file: a type name, a shape and its bytes.
+
+Bytes stay where they are (often a read-only view of a memory-mapped file) until someone asks for numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+# Storage types NumPy has itself; "bf16" and the block types (formats/blocks.py) are widened by us.
+NUMPY: dict[str, str] = {
+    "f64": "<f8", "f32": "<f4", "f16": "<f2",
+    "i64": "<i8", "i32": "<i4", "i16": "<i2", "i8": "<i1", "u8": "<u1", "bool": "<?",
+}  # fmt: skip
+
+
+def widen_bf16(raw: Array) -> Array:
+    """bf16 as uint16 -> the same values as float32 (exact)."""
+    return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_bf16(values: Array) -> Array:
+    """float32 -> bf16 as uint16, round to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`dtype`: a key of NUMPY, "bf16" or a block type ("q8_0"); `shape`: row-major; `data`: uint8 [nbytes]."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Array = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def array(self) -> Array:
+        """The values: in the storage type where NumPy has it, else as float32. May be a read-only view."""
+        if self.dtype in NUMPY:
+            return self.data.view(NUMPY[self.dtype]).reshape(self.shape)
+        if self.dtype == "bf16":
+            return widen_bf16(self.data.view("<u2")).reshape(self.shape)
+        from rookery.formats import blocks
+
+        return blocks.decode(self.dtype, self.data, self.shape)
+
+    def float32(self) -> Array:
+        """The values as float32 (f64 is rounded, all else exact)."""
+        return self.array().astype(np.float32, copy=False)
+
+    def reshape(self, *shape: int) -> Tensor:
+        """The same bytes under another shape of the same size."""
+        if prod(shape) != self.size:
+            raise ValueError(f"cannot see {self.shape} as {shape}")
+        return Tensor(self.dtype, shape, self.data)
+
+    @classmethod
+    def of(cls, values: Any, dtype: str | None = None) -> Tensor:
+        """A tensor of `values`, stored as `dtype` (default: the NumPy type's own name)."""
+        array = np.ascontiguousarray(values).reshape(np.shape(values))
+        if dtype is None:
+            dtype = next(name for name, code in NUMPY.items() if np.dtype(code) == array.dtype)
+        stored = round_bf16(array.astype(np.float32)) if dtype == "bf16" else array.astype(NUMPY[dtype], copy=False)
+        return cls(dtype, tuple(array.shape), np.ascontiguousarray(stored).reshape(-1).view(np.uint8))
