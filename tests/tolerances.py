@@ -1,0 +1,48 @@
+"""Every tolerance of the house, named, with where it comes from. Tests import these and state none of their own.
+
+LOGITS_* are absolute; STATE_* are relative to the largest element of the piece compared; the rest says what it is.
+"""
+
+from __future__ import annotations
+
+# The oracle against the stored float64 logits: two float64 programs that sum in different orders (measured 1e-14).
+ORACLE = 1e-9
+
+# Stored v7 references used the constant 0.606531 for exp(-1/2) (measured 1.7e-6 on synth, 8e-9 on 7v0-834K).
+ORACLE_V7_CONSTANT = 5e-6
+
+# Any float64 back end against the oracle or the stored float64 values.
+LOGITS_FLOAT64 = 1e-9
+STATE_FLOAT64 = 1e-9
+
+# float32 against float64, DESIGN 4: text, and random bytes.
+LOGITS_TEXT = 1e-4
+LOGITS_RANDOM = 3e-4
+STATE = 1e-5
+
+# 7v0-834K: package and float64 lie 1.2e-6 apart, and its LoRA parts move logits by as little as 1e-5 (fixtures README).
+LOGITS_BARELY_TRAINED = 5e-6
+
+# float32 against rwkv.cpp's stored logits after three tokens: at most 3.1e-6 was measured (fixtures README).
+LOGITS_EXPECTED = 2e-5
+
+# Mean loss over 4,096 tokens, nats per token (fixtures README).
+LOSS = 1e-5
+
+# Native float32 against NumPy float32; greedy tokens must be equal besides, DESIGN 4.
+LOGITS_NATIVE = 1e-3
+
+# Chunked or T-parallel against step by step in float32, any split, DESIGN 4.
+LOGITS_CHUNKED = 2e-4
+STATE_CHUNKED = 1e-5
+
+# Gradients: chunked against stepped, DESIGN 4, relative L2 per tensor; float64 against finite differences, relative.
+GRADIENT_CHUNKED = 1e-5
+GRADIENT_FINITE_DIFFERENCE = 1e-5
+
+# Zeroing any one tensor of a committed fixture moves some logit by more than this: ten times the widest bar above it
+# would have to pass unseen.
+MATTERS = 1e-3
+
+# A stored state is float32, rounded once (2**-24) after the package's own float32 arithmetic (measured 4e-6).
+STATE_STORED = 1e-5
