@@ -53,7 +53,7 @@ public:
         refuse_doubles(vocabulary_, sorted_);
         cells_.resize(Trie::kRootBase);  // block 0 stays empty: base 0 means "no children"
         based_.resize(Trie::kRootBase, true);
-        used_.resize(Trie::kRootBase, true);
+        free_.resize(Trie::kRootBase);
         nodes_.push_back({0, 0, static_cast<std::uint32_t>(sorted_.size()), 0});
         for (std::size_t next = 0; next < nodes_.size(); ++next) place_children(nodes_[next]);
         refuse_gaps();
@@ -62,6 +62,9 @@ public:
 private:
     struct Node {
         std::uint32_t cell, from, to, depth;  // its tokens are sorted_[from, to), alike in their first `depth` bytes
+    };
+    struct Link {
+        std::uint32_t before, next;
     };
     struct Child {
         unsigned char byte;
@@ -85,34 +88,50 @@ private:
         cells_[node.cell].base = base;
         for (const Child& child : children_) {
             const std::uint32_t cell = base ^ child.byte;
-            used_[cell] = true;
+            take(cell);
             cells_[cell].info = child.byte;
             nodes_.push_back({cell, child.from, child.to, node.depth + 1});
         }
-        while (first_free_ < used_.size() && used_[first_free_]) ++first_free_;
     }
 
-    // The root comes first and so gets kRootBase. A bounded number of tries keeps a hostile vocabulary from costing
-    // quadratic time; giving up costs one block of 256 cells.
+    // Next fit over the ring of free cells. A bounded number of tries keeps a hostile vocabulary from costing quadratic
+    // time; giving up costs one block of 256 cells. The root finds no free cell and so gets kRootBase.
     std::uint32_t find_base() {
-        constexpr int kTries = 256;
-        std::size_t cell = first_free_;
-        for (int tries = 0; tries < kTries && cell < used_.size(); ++cell) {
-            if (used_[cell]) continue;
-            ++tries;
-            const auto base = static_cast<std::uint32_t>(cell) ^ children_.front().byte;
+        constexpr int kTries = 64;
+        for (int tries = 0; tries < kTries && ring_ != 0; ++tries, ring_ = free_[ring_].next) {
+            const std::uint32_t base = ring_ ^ children_.front().byte;
             if (!based_[base] && fits(base)) return base;
-            if (tries == kTries / 2) cell = std::max(cell, used_.size() - std::min(used_.size(), std::size_t{1024}));
         }
+        return add_block();
+    }
+
+    std::uint32_t add_block() {
         const auto block = static_cast<std::uint32_t>(cells_.size());
         cells_.resize(block + 0x100);
         based_.resize(block + 0x100);
-        used_.resize(block + 0x100);
+        free_.resize(block + 0x100);
+        for (std::uint32_t cell = block; cell < block + 0x100; ++cell) {
+            const std::uint32_t before = cell == block ? (ring_ ? free_[ring_].before : block + 0xFF) : cell - 1;
+            free_[cell] = {before, cell + 1};
+        }
+        const std::uint32_t next = ring_ ? ring_ : block;
+        free_[free_[block].before].next = block;
+        free_[block + 0xFF].next = next;
+        free_[next].before = block + 0xFF;
+        ring_ = block;
         return block;
     }
 
+    void take(std::uint32_t cell) {
+        const auto [before, next] = free_[cell];
+        free_[before].next = next;
+        free_[next].before = before;
+        if (ring_ == cell) ring_ = next == cell ? 0 : next;
+        free_[cell] = {0, 0};
+    }
+
     bool fits(std::uint32_t base) const {
-        return std::all_of(children_.begin(), children_.end(), [&](const Child& c) { return !used_[base ^ c.byte]; });
+        return std::all_of(children_.begin(), children_.end(), [&](const Child& c) { return free_[base ^ c.byte].next != 0; });
     }
 
     void refuse_gaps() const {
@@ -127,8 +146,9 @@ private:
     const Vocabulary& vocabulary_;
     std::vector<Trie::Cell>& cells_;
     std::vector<std::uint32_t> sorted_;
-    std::vector<bool> based_, used_;  // is a base taken, is a cell taken
-    std::size_t first_free_ = 0;
+    std::vector<bool> based_;      // is this base taken
+    std::vector<Link> free_;       // a ring through the free cells; {0, 0} for a taken one
+    std::uint32_t ring_ = 0;       // where the search goes on; 0: no cell is free
     std::vector<Node> nodes_;
     std::vector<Child> children_;
 };

@@ -1,0 +1,93 @@
+"""The RWKV World tokenizer: greedy longest match over bytes, of 65,529 tokens or of those in a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from rookery import _native, errors
+from rookery.formats.raw import map_file
+from rookery.tokenizer import trie
+from rookery.tokenizer.simple import encode_text, unknown_token
+from rookery.tokenizer.stream import StreamDecoder
+
+# The published vocabulary of 2023-04-24 with LF line ends; CRLF copies are in circulation too.
+DIGEST = "e6dee3d4e31b4d5c40ac99508ac6c701ceef4bed681bf2167ce9a908552bca89"
+# Models have 65,536 rows; the vocabulary has ids 1 to 65,529, and 0 is the end of text.
+MODEL_ROWS = 65_536
+MAX_FILE = 1 << 24
+
+
+class World:
+    """Token 0 ends a text and stands for no bytes; every other token is a string of bytes.
+
+    Lines of a vocabulary file: `id literal length`, the literal as repr() writes str or bytes, the length in bytes.
+    Raises TokenizerError for a damaged or absent vocabulary, FileError for a path that cannot be read.
+    """
+
+    end: int | None = 0
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, native: bool | None = None) -> None:
+        text = _shipped_vocabulary() if path is None else _read_vocabulary(path)
+        if native is None and not (native := _native.available()):
+            _native.announce_missing()
+        try:
+            self._trie = _native.core.Trie(text) if native else trie.Trie(text)
+        except ValueError as error:
+            raise errors.TokenizerError(f"{path}: {error}; wanted a World-style vocabulary") from None
+        self.name = "world" if path is None else Path(path).stem
+        self.vocab_size = MODEL_ROWS if path is None else self._trie.largest_id + 1
+
+    def encode(self, text: str | bytes) -> list[int]:
+        return self._trie.encode(encode_text(text, "utf-8") if isinstance(text, str) else bytes(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        ids = [*ids]  # an iterator could not be walked a second time for the one that is wrong
+        try:
+            return self._trie.decode(ids)
+        except (IndexError, OverflowError, TypeError):
+            return b"".join(map(self.token_bytes, ids))
+
+    def token_bytes(self, id: int) -> bytes:
+        try:
+            return self._trie.token(id)
+        except (IndexError, OverflowError, TypeError):
+            raise unknown_token(id, self.vocab_size) from None
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes, "utf-8")
+
+
+def _shipped_vocabulary() -> bytes:
+    """Found without importing the package that ships it, which would cost 0.2 s and 235 MB."""
+    spec = find_spec("pyrwkv_tokenizer")
+    remedy = "reinstall it: pip install --force-reinstall 'pyrwkv-tokenizer>=0.9'"
+    if spec is None or spec.origin is None:
+        raise errors.TokenizerError(f"the World vocabulary comes with pyrwkv-tokenizer, which is missing; {remedy}")
+    path = Path(spec.origin).with_name("rwkv_vocab_v20230424.txt")
+    try:
+        text = _read_vocabulary(path).replace(b"\r\n", b"\n")
+    except errors.FileError as error:
+        raise errors.TokenizerError(f"the World vocabulary of pyrwkv-tokenizer: {error}; {remedy}") from None
+    if sha256(text).hexdigest() != DIGEST:
+        raise errors.TokenizerError(f"{path}: is not the World vocabulary of 2023-04-24; {remedy}")
+    return text
+
+
+def _read_vocabulary(path: str | os.PathLike[str]) -> bytes:
+    raw = map_file(path)
+    if raw.size > MAX_FILE:
+        raise errors.TooLarge(path, f"has {raw.size} bytes; a vocabulary has at most {MAX_FILE}")
+    text = raw.tobytes()
+    if text.lstrip()[:1] == b"{":
+        raise errors.TokenizerError(
+            f"{os.fspath(path)}: looks like a Hugging Face tokenizer.json, which this release does not read; "
+            "wanted world, bytes, utf16le or a World-style vocabulary text"
+        )
+    return text
