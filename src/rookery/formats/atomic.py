@@ -19,7 +19,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A seekable binary file that becomes `path` when the block ends without an exception, else is removed.
 
     A symbolic link stays and its target is replaced; the permission bits of an old file are kept.
-    Raises CannotWrite for every OSError on the way: disk full, read-only, no permission, missing folder, a folder.
+    Raises CannotWrite for every OSError on the way, those of the block included: disk full, read-only, no permission,
+    missing folder, a folder.
     """
     temporary = None
     try:
@@ -30,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary = os.path.join(folder, f".{name[:48]}.{os.getpid()}-{next(_serial)}.tmp")
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        with open(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
+        with open(temporary, "x+b") as file:
             if mode is not None:
                 os.chmod(temporary, mode)
             yield file
@@ -38,13 +39,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         temporary = None
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            raise errors.CannotWrite(path, f"cannot be written ({error.strerror or error})") from error
-        raise
+    except OSError as error:
+        raise errors.CannotWrite(path, f"cannot be written ({error.strerror or error})") from error
     finally:
         if temporary is not None:
-            with suppress(OSError, ValueError):
+            with suppress(OSError):
                 os.unlink(temporary)
     with suppress(OSError):  # not every system can sync a folder; the file itself is safe
         _sync_folder(folder)
@@ -60,8 +59,7 @@ def _mode_of_old(path: str | os.PathLike[str], target: str) -> int | None:
         raise errors.CannotWrite(path, "is a folder; give a file name")
     if not stat.S_ISREG(mode):
         raise errors.CannotWrite(path, "is a device, pipe or socket; give a file name")
-    if not os.access(target, os.W_OK):
-        raise errors.CannotWrite(path, "is read-only; change its permissions or give another name")
+    os.close(os.open(target, os.O_WRONLY))  # renaming would replace a read-only file too: let the system refuse
     return stat.S_IMODE(mode)
 
 

@@ -52,7 +52,8 @@ def decode(dtype: str, data: Array, shape: tuple[int, ...]) -> Array:
     values = codes.astype(np.float32)
     if dtype in ZERO:
         values -= ZERO[dtype]
-    values *= block["d"].astype(np.float32)[:, None]
-    if "m" in LAYOUT[dtype].fields:  # type: ignore[operator]
-        values += block["m"].astype(np.float32)[:, None]
+    with np.errstate(invalid="ignore"):  # a damaged scale of inf gives NaN, as in C
+        values *= block["d"].astype(np.float32)[:, None]
+        if "m" in (LAYOUT[dtype].names or ()):
+            values += block["m"].astype(np.float32)[:, None]
     return values.reshape(shape)

@@ -110,7 +110,8 @@ def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, .
 def _tensors_of(path: str, value: Any) -> dict[str, Pickled]:
     """The tensors of a flat dict, or of the dict under one of the well-known keys; other values are dropped."""
     if not isinstance(value, dict):
-        raise errors.BadHeader(path, f"holds a {type(value).__name__.lower()}; wanted a dict of named tensors")
+        kind = "single tensor" if isinstance(value, Pickled) else type(value).__name__
+        raise errors.BadHeader(path, f"holds a {kind}; wanted a dict of named tensors")
     for level in (*(value.get(key) for key in WRAPPERS), value):
         if not isinstance(level, dict):
             continue

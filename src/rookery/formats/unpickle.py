@@ -15,7 +15,7 @@ from rookery import errors
 from rookery.formats.raw import brief
 
 MAX_BYTES = 2**26
-MAX_STEPS = 2_000_000  # about 50,000 tensors; bounds the memory that tiny opcodes can claim
+MAX_STEPS = 1_000_000  # about 25,000 tensors; bounds the memory that tiny opcodes can claim
 
 STORAGES = {
     "DoubleStorage": "f64", "FloatStorage": "f32", "HalfStorage": "f16", "BFloat16Storage": "bf16",
@@ -26,6 +26,7 @@ DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int64": "i64", "int32": "i32",
     "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "bool",
 }  # fmt: skip
+OTHER_DTYPES = ("uint", "float8", "float4", "complex", "qint", "quint")
 FUNCTIONS = {
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_tensor_v3",
@@ -168,9 +169,11 @@ class Unpickler:
         known = full in FUNCTIONS or (module == "torch" and (name in STORAGES or name in DTYPES))
         if module == "torch.storage" and name == "UntypedStorage":
             known, full = True, "torch UntypedStorage"
+        asked = brief(f"{module}.{name}")
+        if not known and module == "torch" and (name.endswith("Storage") or name.startswith(OTHER_DTYPES)):
+            raise errors.UnsupportedType(self.path, f"has tensors of {asked}; known: {', '.join(DTYPES)}")
         if not known:
-            asked = brief(f"{module}.{name}")
-            raise errors.UnsafePickle(self.path, f"its pickle asks for {asked}, which no plain tensor needs; not run")
+            raise errors.UnsafePickle(self.path, f"its pickle asks for {asked} (not run); save the tensors alone")
         self.push(Global(full))
 
     def persistent(self) -> None:
