@@ -1,0 +1,49 @@
+"""A model on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rookery.architecture import forward, version
+from rookery.backends.layout import Layout
+from rookery.backends.reference.ops import Ops
+from rookery.errors import BackendError
+from rookery.state import gather, scatter
+from rookery.weights import Weights, tree
+
+Array = npt.NDArray[Any]
+
+
+class Runner:
+    """`dtype`: "float32" (default) or "float64", for weights, states and logits alike."""
+
+    name = "reference"
+
+    def __init__(
+        self, weights: Weights, dtype: str | None = None, device: str | None = None, threads: int | None = None
+    ) -> None:
+        if dtype not in (None, "float32", "float64"):
+            raise BackendError(f"dtype {dtype!r}: the reference back end computes in float32 or float64")
+        if device not in (None, "cpu"):
+            raise BackendError(f"device {device!r}: the reference back end runs on the cpu; backend='torch' has others")
+        self.dtype = np.dtype(dtype or "float32")
+        self.config, self.listener = weights.config, None
+        self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
+        self.listener: Callable[[str, Array], Array] | None = None
+
+    def step(
+        self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False
+    ) -> list[Array]:
+        layout = Layout.of(rows)
+        o = Ops(layout, self.config.n_head, self.listener)
+        layers = [SimpleNamespace(**pieces) for pieces in gather(self.config, states)]
+        x = forward.embed(o, self.model, np.concatenate(rows))
+        x = forward.blocks(o, version(self.config), self.model, x, layers)
+        logits = forward.head(o, self.model, x if every else x[layout.ends])
+        scatter(self.config, [vars(layer) for layer in layers], states)
+        return np.split(logits, layout.starts[1:]) if every else list(logits)

@@ -1,0 +1,148 @@
+"""A model as nn.Modules: real Linear children for optimisers, adapters and sharding; the version files do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rookery import formats
+from rookery.architecture import Config, Param, forward, version
+from rookery.architecture.spec import Curve, Fill, Orthogonal, Uniform
+from rookery.backends.layout import Layout
+from rookery.backends.torch.ops import Ops
+from rookery.formats.tensor import Tensor as Stored
+from rookery.state import pieces
+from rookery.weights import tree
+
+States = list[dict[str, Tensor]]  # per layer, piece -> [B, ...]
+
+
+class Leaf(nn.Module):
+    """Parameters by BlinkDL's names; version files read them as attributes, `ln_x.eps` too."""
+
+    eps: float
+
+
+class Block(nn.Module):
+    """One block: its parameters and the version's functions. `v_first` and the state pass through it."""
+
+    def __init__(self, config: Config, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, o: Ops, x: Tensor, state: Any, v_first: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return forward.block(o, version(self.config), self, x, state, v_first)
+
+
+class Network(nn.Module):
+    """A whole model, differentiable: network(tokens [B,T]) -> (logits [B,T,V], states)."""
+
+    def __init__(self, config: Config, root: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.emb, self.ln_out, self.head = (_module(getattr(root, n)) for n in ("emb", "ln_out", "head"))
+        self.blocks = nn.ModuleList(
+            Block(config, {name: _module(part) for name, part in vars(block).items()}) for block in root.blocks
+        )
+
+    @classmethod
+    def of(cls, weights: Any, dtype: torch.dtype = torch.float32) -> Network:
+        """The trained model in `weights` (a rookery.weights.Weights)."""
+
+        def make(p: Param, t: Stored) -> Tensor:
+            return torch.from_numpy(np.array(t.array())).to(dtype).reshape(p.shape)
+
+        return cls(weights.config, tree(weights, make))
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Network:
+        """An untrained model, begun as the version's parameter table says."""
+        generator = torch.Generator().manual_seed(seed)
+        blank = {p.name: Stored("u8", (0,), np.empty(0, np.uint8)) for p in version(config).params(config)}
+        table = SimpleNamespace(
+            config=config, tensors=blank, params=[p for p in version(config).params(config) if not p.optional]
+        )
+        return cls(config, tree(table, lambda p, _: initial(p, generator).to(dtype).reshape(p.shape)))  # type: ignore[arg-type]
+
+    def start(self, batch: int, like: Tensor | None = None) -> States:
+        """The states of `batch` sequences before their first token."""
+        like = self.head.weight if like is None else like
+        c = self.config
+        one = {
+            p.name: like.new_tensor(p.start).reshape(-1, *[1] * (len(p.shape) - 1)).expand(batch, *p.shape)
+            for p in pieces(c)
+        }
+        return [dict(one) for _ in range(c.n_layer)]
+
+    def forward(self, tokens: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """[B,T] -> [B,T,V] and the states after the last token."""
+        layout = Layout((tokens.shape[1],) * tokens.shape[0])
+        logits, states = self.rows(layout, tokens.flatten(), states)
+        return logits.unflatten(0, tokens.shape), states
+
+    def rows(
+        self,
+        layout: Layout,
+        ids: Tensor,
+        states: States | None = None,
+        select: Tensor | None = None,
+        listener: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, States]:
+        """Packed rows [R] of any layout -> logits [R,V] (of the rows `select` alone, if given) and the states."""
+        o = Ops(layout, self.config.n_head, listener)
+        begin = self.start(len(layout.lengths)) if states is None else states
+        after = [SimpleNamespace(**s) for s in begin]
+        x, v_first = forward.embed(o, self, ids), None
+        for o.layer, (block, state) in enumerate(zip(self.blocks, after, strict=True)):
+            x, v_first = block(o, x, state, v_first)
+        logits = forward.head(o, self, x if select is None else x[select])
+        return logits, [vars(s) for s in after]
+
+    def save(self, path: str, metadata: dict[str, str] | None = None, dtype: str = "f32") -> None:
+        """Write a model file under BlinkDL's names and shapes (the format by the suffix)."""
+        mine = self.state_dict()
+        table = [p for p in version(self.config).params(self.config) if p.name in mine]
+        tensors = {
+            p.name: Stored.of(mine[p.name].detach().float().cpu().numpy().reshape(p.file_shape), dtype) for p in table
+        }
+        formats.write(path, tensors, metadata)
+
+
+def initial(p: Param, generator: torch.Generator) -> Tensor:
+    """A tensor's first values in its file shape, float32."""
+    match p.init:
+        case Fill(value):
+            return torch.full(p.file_shape, value)
+        case Uniform(bound):
+            return torch.empty(p.file_shape).uniform_(-bound, bound, generator=generator)
+        case Orthogonal(gain):
+            return nn.init.orthogonal_(torch.empty(p.file_shape), gain, generator=generator)
+        case Curve(value):
+            count = int(np.prod(p.file_shape))
+            return torch.tensor([value(i) for i in range(count)]).reshape(p.file_shape)
+
+
+def _module(node: SimpleNamespace) -> nn.Module:
+    """The namespaces of `weights.tree` as modules; a lone matrix [out, in] becomes an nn.Linear."""
+    parts = vars(node)
+    if set(parts) == {"weight"} and parts["weight"].ndim == 2:
+        rows, columns = parts["weight"].shape
+        linear = nn.Linear(columns, rows, bias=False, device="meta")
+        linear.weight = nn.Parameter(parts["weight"])
+        return linear
+    leaf = Leaf()
+    for name, part in parts.items():
+        if isinstance(part, SimpleNamespace):
+            leaf.add_module(name, _module(part))
+        elif isinstance(part, Tensor):
+            leaf.register_parameter(name, nn.Parameter(part))
+        else:
+            setattr(leaf, name, part)
+    return leaf

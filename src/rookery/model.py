@@ -1,0 +1,256 @@
+"""A model with a voice: tokens in, logits and state out; text in, text out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rookery import tokenizer as tokenizers
+from rookery import weights as weights_room
+from rookery.architecture import Config
+from rookery.backends import Runner, runner
+from rookery.errors import InputError, StateError, TokenError, TokenizerError
+from rookery.sampling import Sampler, Sampling
+from rookery.state import State, layers, size
+from rookery.tokenizer import Tokenizer
+from rookery.weights import Weights
+
+Array = npt.NDArray[Any]
+Tokens = int | Sequence[int] | Array
+Progress = Callable[[int, int], None]  # tokens read so far, tokens in all
+
+CHUNK = 256  # rows of one step: bounds memory, and lets Ctrl-C through
+PACKAGED = {"gosling": "gosling.safetensors"}
+
+
+def load(
+    path: str | os.PathLike[str] = "gosling",
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    tokenizer: str | Tokenizer | None = None,
+    group_norm_eps: float | None = None,
+) -> Model:
+    """Open a model: "gosling" (the packaged one) or a .pth, .safetensors or rwkv.cpp .bin file.
+
+    `backend`: "auto", "reference", "torch". `dtype`: "float32", and what else the back end computes in.
+    `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, or an object; default: what the file says.
+    Raises FileError, ModelError, TokenizerError and BackendError subclasses.
+    """
+    source = files("rookery.models") / PACKAGED[path] if isinstance(path, str) and path in PACKAGED else path
+    weights = weights_room.load(str(source), group_norm_eps=group_norm_eps)
+    made = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    run = runner(weights, backend, threads=threads, device=device, dtype=dtype)
+    return Model(weights, run, made)
+
+
+class Model:
+    """One model on one back end. Shapes: T tokens, V vocabulary."""
+
+    def __init__(self, weights: Weights, runner: Runner, tokenizer: Tokenizer | None = None) -> None:
+        self.weights, self.runner, self._tokenizer = weights, runner, tokenizer
+
+    @property
+    def config(self) -> Config:
+        return self.weights.config
+
+    @property
+    def backend(self) -> str:
+        return self.runner.name
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in one sequence's state, whatever its length."""
+        return size(self.config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer given to `load`, else the one the file names, else the one its vocabulary size gives away."""
+        if self._tokenizer is not None:
+            return self._tokenizer
+        name = self.weights.metadata.get("rookery.tokenizer") or ("world" if self.config.n_vocab == 65536 else None)
+        if name is None:
+            raise TokenizerError(
+                f"{self.weights.path}: says nothing of its tokenizer ({self.config.n_vocab} tokens); "
+                "name it: --tokenizer bytes|utf16le|world|FILE"
+            )
+        return tokenizers.load(name)
+
+    def state(self) -> State:
+        """The state before the first token: `att.time_state` where the file has one, else nothing seen."""
+        state = State.start(self.config, self.weights, self.runner.dtype)
+        if self.config.tuned_state:
+            for i, views in enumerate(layers(self.config, state.flat)):
+                tuned = self.weights.tensors[f"blocks.{i}.att.time_state"].float32()  # [H, value, key]
+                views["wkv"][...] = tuned.swapaxes(1, 2)
+        return state
+
+    def check(self, state: State, allow_lineage: bool = False) -> None:
+        """StateError unless `state` is this model's (or, if allowed, of another quantisation of it)."""
+        if state.flat.size != self.state_size:
+            raise StateError(f"the state is of {state.config.name} of another size, not of {self.weights.path}")
+        if state.origin is self.weights or state.origin.fingerprint == self.weights.fingerprint:
+            return
+        if state.origin.lineage != self.weights.lineage:
+            raise StateError(f"the state was made by another model than {self.weights.path}")
+        if not allow_lineage:
+            raise StateError(
+                f"the state was made by another quantisation of {self.weights.path}; allow_lineage=True accepts it"
+            )
+
+    def forward(
+        self, tokens: Tokens, state: State | None = None, every: bool = False, progress: Progress | None = None
+    ) -> tuple[Array, State]:
+        """Feed one or more token ids; the logits after the last, float32 [V] (every=True: [T,V]), and the new state.
+
+        A passed state is never changed. Raises InputError for no tokens, TokenError for an id outside [0,V),
+        StateError for another model's state.
+        """
+        ids = self._ids(tokens)
+        state = self._own(state)
+        out: list[Array] = []
+        for at in range(0, len(ids), CHUNK):
+            if progress:
+                progress(at, len(ids))
+            (logits,) = self.runner.step([ids[at : at + CHUNK]], [state.flat], every)
+            out.append(logits)
+        return (np.concatenate(out) if every else out[-1]), state
+
+    def forward_batch(
+        self, tokens: Sequence[Tokens], states: Sequence[State | None] | None = None, every: bool = False
+    ) -> list[tuple[Array, State]]:
+        """`forward` for several sequences of any lengths in one step."""
+        ids = [self._ids(t) for t in tokens]
+        own = [self._own(s) for s in (states or [None] * len(ids))]
+        if len(own) != len(ids):
+            raise InputError(f"{len(ids)} token lists but {len(own)} states")
+        logits = self.runner.step(ids, [s.flat for s in own], every) if ids else []
+        return list(zip(logits, own, strict=True))
+
+    def stream(
+        self,
+        prompt: str | bytes | Sequence[int],
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        state: State | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Continue `prompt` piece by piece: `for piece in model.stream("Once"): ...`.
+
+        `settings` are fields of Sampling. Ends after `max_tokens`, or where the tokenizer's end token is drawn.
+        """
+        if settings and sampling is not None:
+            raise InputError(f"sampling= and {', '.join(settings)}= say the same thing twice; give one")
+        if not isinstance(max_tokens, int) or max_tokens < 0:
+            raise InputError(f"max_tokens {max_tokens!r}: a whole number, 0 or more, is wanted")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str | bytes) else prompt
+        return Stream(self, self._ids(ids), max_tokens, sampling or Sampling(**settings), seed, state, progress)
+
+    def generate(self, prompt: str | bytes | Sequence[int], max_tokens: int = 256, **settings: Any) -> str:
+        """The whole continuation; takes what `stream` takes."""
+        return "".join(self.stream(prompt, max_tokens, **settings))
+
+    def _ids(self, tokens: Tokens) -> npt.NDArray[np.int64]:
+        ids = np.atleast_1d(np.asarray(tokens))
+        if ids.size == 0:
+            raise InputError("an empty prompt: give at least one token")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InputError(f"tokens must be whole numbers in one list, not {ids.dtype} of shape {list(ids.shape)}")
+        wrong = ids[(ids < 0) | (ids >= self.config.n_vocab)]
+        if wrong.size:
+            raise TokenError(
+                f"token {wrong[0]} is outside the vocabulary of {self.weights.path} (0 to {self.config.n_vocab - 1})"
+            )
+        return ids.astype(np.int64)
+
+    def _own(self, state: State | None) -> State:
+        """A state this call may change."""
+        if state is None:
+            return self.state()
+        self.check(state)
+        return State(self.config, state.flat.astype(self.runner.dtype, copy=True), self.weights)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"Model({c.name}, {c.n_layer} layers x {c.n_embd}, {c.n_vocab} tokens, {self.backend})"
+
+
+class Stream:
+    """A reply while it is being written. Iterate it once for its pieces of text, whole characters only."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: npt.NDArray[np.int64],
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int | None,
+        state: State | None,
+        progress: Progress | None,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.prompt_tokens = len(prompt)
+        self.stop_reason: str | None = None  # "end" or "length" when finished
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.sampler = Sampler(sampling, model.config.n_vocab, seed, free=_free(model.tokenizer))
+        self._model, self._max = model, max_tokens
+        self._pending: Tokens | None = prompt  # drawn or given, and not yet fed
+        self._state, self._progress = state, progress
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def state(self) -> State:
+        """The state after the prompt and all of `tokens`."""
+        self._feed()
+        assert self._state is not None
+        return self._state
+
+    def _feed(self) -> Array | None:
+        if self._pending is None:
+            return None
+        logits, self._state = self._model.forward(self._pending, self._state, progress=self._progress)
+        self._pending = self._progress = None
+        return logits
+
+    def _run(self) -> Iterator[str]:
+        tokenizer, text = self._model.tokenizer, self._model.tokenizer.stream()
+        begin = time.perf_counter()
+        logits = self._feed()
+        self.prefill_seconds = time.perf_counter() - begin
+        while logits is not None and len(self.tokens) < self._max:
+            begin = time.perf_counter()
+            token = self.sampler.sample(logits)
+            if token == tokenizer.end:
+                self.stop_reason = "end"
+                break
+            self.sampler.accept(token)
+            self.tokens.append(token)
+            self._pending = token
+            piece = text.push(token)
+            if len(self.tokens) < self._max:
+                logits = self._feed()
+            self.decode_seconds += time.perf_counter() - begin
+            if piece:
+                yield piece
+        self.stop_reason = self.stop_reason or "length"
+        if rest := text.flush():
+            yield rest
+
+
+def _free(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens whose counts the "rwkv" penalty leaves alone: space, tab and digits, as the `rwkv` package does."""
+    ids = (tokenizer.encode(text) for text in [" ", "\t", *"0123456789"])
+    return frozenset(one[0] for one in ids if len(one) == 1)

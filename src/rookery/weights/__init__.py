@@ -1,0 +1,8 @@
+"""From files to models: foreign names, detection, checked parameters, conversion, fingerprints."""
+
+from __future__ import annotations
+
+from rookery.weights.convert import convert
+from rookery.weights.load import Weights, load, tree
+
+__all__ = ["Weights", "convert", "load", "tree"]

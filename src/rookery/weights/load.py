@@ -1,0 +1,130 @@
+"""A file becomes checked parameters. Nothing is widened or copied until a back end asks for numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from rookery import formats
+from rookery.architecture import VERSIONS, Config, Param, version
+from rookery.errors import MissingTensor, UnknownArchitecture, WrongShape
+from rookery.formats.tensor import Tensor
+from rookery.weights import detect, names
+
+MIX_EPS = 1e-5  # of every LayerNorm
+
+
+@dataclass
+class Weights:
+    """One model's tensors in BlinkDL's names and shapes, as stored in the file."""
+
+    path: str
+    format: str
+    config: Config
+    tensors: dict[str, Tensor] = field(repr=False)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def params(self) -> list[Param]:
+        """The table's entries that this file has, in the table's order."""
+        return [p for p in version(self.config).params(self.config) if p.name in self.tensors]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tensors (names, types, shapes, bytes); a pass over the whole file, made once."""
+        digest = hashlib.sha256()
+        for p in sorted(self.params, key=lambda p: p.name):
+            t = self.tensors[p.name]
+            digest.update(f"{p.name}\0{t.dtype}\0{p.file_shape}\0".encode())
+            digest.update(t.data.data)
+        return digest.hexdigest()
+
+    @cached_property
+    def lineage(self) -> str:
+        """The fingerprint of the model that this one was converted or quantised from."""
+        return self.metadata.get("rookery.lineage") or self.fingerprint
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.size for t in self.tensors.values())
+
+
+class _Shapes(dict[str, tuple[int, ...]]):
+    def __init__(self, path: str, tensors: dict[str, Tensor]) -> None:
+        super().__init__((name, t.shape) for name, t in tensors.items())
+        self.path = path
+
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise MissingTensor(f"{self.path}: has no tensor {name}")
+
+
+def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> Weights:
+    """Read a model file of any known format.
+
+    `group_norm_eps` overrides ln_x's epsilon (64e-5 unless the file's metadata says otherwise; rwkv.cpp ran v5
+    with 1e-5). Raises FileError and ModelError subclasses.
+    """
+    file = formats.read(path)
+    tensors = names.without_prefix(file.tensors)
+    major = detect.major(tensors, file.path)
+    if file.format == "ggmf":
+        tensors = names.from_ggmf(tensors, major)
+    try:
+        config = VERSIONS[{"5": "5.2"}.get(major, major)].config(_Shapes(file.path, tensors))
+        eps = group_norm_eps if group_norm_eps is not None else file.metadata.get("rookery.group_norm_eps")
+        config = config.with_eps(None if eps is None else float(eps))
+        table = version(config).params(config)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise WrongShape(f"{file.path}: its tensor shapes make no RWKV-{major} ({error})") from None
+    return Weights(file.path, file.format, config, _checked(file.path, table, tensors), file.metadata)
+
+
+def _checked(path: str, table: list[Param], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor that the table names, in BlinkDL's shape; nothing missing, nothing unknown, file order kept."""
+    wanted = {p.name: p for p in table}
+    for p in table:
+        if p.name not in tensors and not p.optional:
+            raise MissingTensor(f"{path}: has no tensor {p.name}; a damaged or partial model")
+    unknown = [name for name in tensors if name not in wanted]
+    if unknown:
+        raise UnknownArchitecture(
+            f"{path}: a variant that Rookery does not run; unknown tensors {', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}"
+        )
+    return {name: _shaped(path, wanted[name], t) for name, t in tensors.items()}
+
+
+def _shaped(path: str, p: Param, t: Tensor) -> Tensor:
+    if t.shape == p.file_shape:
+        return t
+    free = p.optional and t.size > 0 and p.kind in ("lora", "vector")  # unused: any shape, kept as it is
+    if free:
+        return t
+    if [n for n in t.shape if n != 1] != [n for n in p.file_shape if n != 1]:
+        raise WrongShape(f"{path}: {p.name} has shape {list(t.shape)}, but the other tensors want {list(p.file_shape)}")
+    return t.reshape(*p.file_shape)
+
+
+def tree(weights: Weights, make: Callable[[Param, Tensor], Any]) -> SimpleNamespace:
+    """The parameters by attribute, as version files read them: m.blocks[3].att.key.weight, m.ln_out.eps."""
+    root = SimpleNamespace(blocks=[SimpleNamespace() for _ in range(weights.config.n_layer)])
+    for p in weights.params:
+        if p.optional or p.kind == "state":
+            continue
+        *folders, leaf = p.name.split(".")
+        node = root
+        if folders[0] == "blocks":
+            node, folders = root.blocks[int(folders[1])], folders[2:]
+        for folder in folders:
+            if not hasattr(node, folder):
+                setattr(node, folder, SimpleNamespace())
+            node = getattr(node, folder)
+            if folder.startswith("ln"):
+                node.eps = weights.config.group_norm_eps if folder == "ln_x" else MIX_EPS
+        setattr(node, leaf, make(p, weights.tensors[p.name]))
+    return root
