@@ -1,0 +1,135 @@
+"""Fuzz the three readers: whatever the bytes, only a FileError may come out.
+
+    python tests/fuzz/fuzz_formats.py --runs 100000 [--seed 1] [--plain]
+
+Uses atheris (coverage-guided; `pip install atheris`) where it is installed and `--plain` is not given, else random
+mutations. The first byte of an input chooses what the rest is: a whole file, the pickle of a checkpoint, the header of
+a safetensors file, or the tensor list of a ggmf file; so the inner parsers are reached without a lucky outer one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+
+import forge
+
+from rookery import errors, formats
+
+outcomes: Counter[str] = Counter()
+
+
+def wrap(data: bytes) -> bytes:
+    """The file that an input stands for."""
+    kind, rest = data[0] % 4, data[1:]
+    if kind == 1:
+        return forge.checkpoint(rest)
+    if kind == 2:
+        return forge.safetensors(rest, bytes(11))
+    if kind == 3:
+        return forge.ggmf([]) + rest
+    return rest
+
+
+def one_input(data: bytes) -> None:
+    """Parse, decode what was found, and let anything but a FileError through."""
+    if len(data) < 2 or len(data) > 2**16:
+        return
+    try:
+        file = formats.parse("fuzzed", np.frombuffer(wrap(data), np.uint8))
+    except errors.FileError as error:
+        if "\n" in str(error):
+            raise AssertionError("a message of several lines") from error
+        outcomes[type(error).__name__] += 1
+        return
+    outcomes["read"] += 1
+    for tensor in file.tensors.values():
+        assert tensor.nbytes <= 2**26 + 8 * 2**17
+        assert tensor.array().shape == tensor.shape
+
+
+def seeds() -> list[bytes]:
+    """Valid inputs of every kind."""
+    files = forge.valid()
+    parts = [b"\1" + forge.PICKLE, b"\2" + files["safetensors"][8:-11], b"\3" + files["ggmf"][24:]]
+    return [b"\0" + data for data in files.values()] + parts
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """A few edits: bytes set, cut out, doubled, or numbers at their limits written over."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 5)):
+        at = rng.randrange(len(out) + 1)
+        match rng.randrange(5):
+            case 0:
+                out[at : at + 1] = rng.randbytes(1)
+            case 1:
+                del out[at : at + rng.randint(1, 8)]
+            case 2:
+                out[at:at] = out[at : at + rng.randint(1, 16)]
+            case 3:
+                size = rng.choice([1, 2, 4, 8])
+                value = rng.choice([0, 1, 2 ** (8 * size - 1), 2 ** (8 * size) - 1, 2 ** (4 * size)])
+                out[at : at + size] = value.to_bytes(size, "little")
+            case 4:
+                other = rng.choice(seeds())
+                start = rng.randrange(len(other))
+                out[at:at] = other[start : start + rng.randint(1, 24)]
+    return bytes(out)
+
+
+def plain(runs: int, seed: int) -> None:
+    rng = random.Random(seed)
+    start = seeds()
+    pool = start * 4
+    for _ in range(runs):
+        data = mutate(rng.choice(pool), rng)
+        try:
+            one_input(data)
+        except Exception:
+            print(f"failing input: {data.hex()}", file=sys.stderr)
+            raise
+        if rng.random() < 0.3:  # let edits pile up
+            pool[rng.randrange(len(start), len(pool))] = data
+
+
+def guided(runs: int, seed: int) -> None:
+    atheris.instrument_all()
+    with tempfile.TemporaryDirectory() as corpus:
+        for i, data in enumerate(seeds()):
+            (Path(corpus) / str(i)).write_bytes(data)
+        options = [f"-runs={runs}", f"-seed={seed}", "-max_len=4096", "-rss_limit_mb=2048", "-print_final_stats=1"]
+        atheris.Setup([sys.argv[0], *options, corpus], one_input)
+        atheris.Fuzz()  # ends the process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="random mutations even where atheris is installed")
+    arguments = parser.parse_args()
+    warnings.simplefilter("error")
+    if atheris and not arguments.plain:
+        guided(arguments.runs, arguments.seed)
+        return
+    plain(arguments.runs, arguments.seed)
+    print(f"{arguments.runs} inputs, outcomes: {dict(outcomes.most_common())}")
+
+
+if __name__ == "__main__":
+    main()
