@@ -1,8 +1,8 @@
 """Rookery: run, train, tune, inspect and serve RWKV, the recurrent language model family.
 
-    import rookery
-    model = rookery.load("gosling")
-    for piece in model.stream("Once upon a time", max_tokens=200, seed=1): print(piece, end="")
+>>> import rookery
+>>> model = rookery.load("gosling")
+>>> for piece in model.stream("Once upon a time", max_tokens=200, seed=1): print(piece, end="")
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """RWKV-4 (Dove; Raven is its chat tuning): one exponential decay per channel, and a bonus for the present token.
 
-Source: arXiv 2305.13048 section 3; RWKV-LM RWKV-v4neo/src/model.py. C width, F FFN width, l layer.
+Source: arXiv 2305.13048 section 3; RWKV-LM RWKV-v4neo/src/model.py. C width.
 """
 
 from __future__ import annotations
 
 from math import log, sqrt
 
-from rookery.architecture.spec import (
-    Config, Curve, Param, Shapes, StatePiece, depth, matrix, norm, outer, shift_pieces, sizes, vector,
-)  # fmt: skip
+from rookery.architecture import spec
+from rookery.architecture.spec import Config, Param, Shapes, StatePiece
 from rookery.architecture.vocabulary import Array, LayerState, Params, Vocabulary
 
 
@@ -32,38 +31,38 @@ def channel_mix(o: Vocabulary, p: Params, x: Array, state: LayerState) -> Array:
 
 
 def config(shapes: Shapes) -> Config:
-    return sizes(shapes, "4")
+    return spec.sizes(shapes, "4")
 
 
 def state(c: Config) -> list[StatePiece]:
     """wkv [3,C]: numerator, denominator and the exponent both are scaled by (-1e30: nothing seen yet)."""
-    return shift_pieces(c, StatePiece("wkv", (3, c.n_embd), (0.0, 0.0, -1e30)))
+    return spec.shift_pieces(c, StatePiece("wkv", (3, c.n_embd), (0.0, 0.0, -1e30)))
 
 
 def params(c: Config) -> list[Param]:
-    return outer(c, embedding=6e-4) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
+    return spec.outer(c, embedding=6e-4) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
 
 
 def layer_params(c: Config, layer: int) -> list[Param]:
     """Sources of the curves: RWKV-LM RWKV-v4neo/src/model.py. Matrices begin orthogonal, louder where they widen."""
     n, f = c.n_embd, c.n_ffn
-    r01, r10 = depth(c, layer)
+    r01, r10 = spec.depth(c, layer)
     att, ffn = f"blocks.{layer}.att", f"blocks.{layer}.ffn"
     return [
-        *norm(f"blocks.{layer}.ln1", n),
-        *norm(f"blocks.{layer}.ln2", n),
-        Param(f"{att}.time_decay", (n,), Curve(lambda i: -5 + 8 * (i / (n - 1)) ** (0.7 + 1.3 * r01)), lr=2),
-        Param(f"{att}.time_first", (n,), Curve(lambda i: log(0.3) + 0.5 * ((i + 1) % 3 - 1)), lr=3),
-        vector(f"{att}.time_mix_k", n, lambda i: (i / n) ** r10),
-        vector(f"{att}.time_mix_v", n, lambda i: (i / n) ** r10 + 0.3 * r01),
-        vector(f"{att}.time_mix_r", n, lambda i: (i / n) ** (0.5 * r10)),
-        matrix(f"{att}.key", n, n, 0, "att"),
-        matrix(f"{att}.value", n, n, 1, "att"),
-        matrix(f"{att}.receptance", n, n, 0, "att"),
-        matrix(f"{att}.output", n, n, 0, "att"),
-        vector(f"{ffn}.time_mix_k", n, lambda i: (i / n) ** r10),
-        vector(f"{ffn}.time_mix_r", n, lambda i: (i / n) ** r10),
-        matrix(f"{ffn}.key", f, n, sqrt(max(1.0, f / n)), "ffn"),
-        matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
-        matrix(f"{ffn}.value", n, f, 0, "ffn"),
+        *spec.norm(f"blocks.{layer}.ln1", n),
+        *spec.norm(f"blocks.{layer}.ln2", n),
+        Param(f"{att}.time_decay", (n,), spec.Curve(lambda i: -5 + 8 * (i / (n - 1)) ** (0.7 + 1.3 * r01)), lr=2),
+        Param(f"{att}.time_first", (n,), spec.Curve(lambda i: log(0.3) + 0.5 * ((i + 1) % 3 - 1)), lr=3),
+        spec.vector(f"{att}.time_mix_k", n, lambda i: (i / n) ** r10),
+        spec.vector(f"{att}.time_mix_v", n, lambda i: (i / n) ** r10 + 0.3 * r01),
+        spec.vector(f"{att}.time_mix_r", n, lambda i: (i / n) ** (0.5 * r10)),
+        spec.matrix(f"{att}.key", n, n, 0, "att"),
+        spec.matrix(f"{att}.value", n, n, 1, "att"),
+        spec.matrix(f"{att}.receptance", n, n, 0, "att"),
+        spec.matrix(f"{att}.output", n, n, 0, "att"),
+        spec.vector(f"{ffn}.time_mix_k", n, lambda i: (i / n) ** r10),
+        spec.vector(f"{ffn}.time_mix_r", n, lambda i: (i / n) ** r10),
+        spec.matrix(f"{ffn}.key", f, n, sqrt(max(1.0, f / n)), "ffn"),
+        spec.matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
+        spec.matrix(f"{ffn}.value", n, f, 0, "ffn"),
     ]

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rookery.architecture.spec import (
-    Config, Curve, Param, Shapes, StatePiece,
-    depth, matrix, norm, outer, shift_pieces, sizes, tuned_state, vector,
-)  # fmt: skip
+from rookery.architecture import spec
+from rookery.architecture.spec import Config, Param, Shapes, StatePiece
 from rookery.architecture.v4 import channel_mix
 from rookery.architecture.vocabulary import Array, LayerState, Params, Vocabulary
 
@@ -41,28 +39,29 @@ def config(shapes: Shapes) -> Config:
     gated = "blocks.0.att.gate.weight" in shapes
     per_channel = len(decay) > 1 and decay[1] > 1
     version = "5.2" if per_channel else "5.1" if gated else "5.0"
-    return replace(sizes(shapes, version), n_head=decay[0])
+    return replace(spec.sizes(shapes, version), n_head=decay[0])
 
 
 def state(c: Config) -> list[StatePiece]:
-    return shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
+    return spec.shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
 
 
 def params(c: Config) -> list[Param]:
-    return outer(c) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
+    return spec.outer(c) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
 
 
 def layer_params(c: Config, layer: int) -> list[Param]:
     n, f = c.n_embd, c.n_ffn
-    r01, r10 = depth(c, layer)
+    r01, r10 = spec.depth(c, layer)
     att, ffn = f"blocks.{layer}.att", f"blocks.{layer}.ffn"
     gated = c.version != "5.0"
     per = (c.n_head, c.head_size) if c.version == "5.2" else (c.n_head,)
+    name = "time_faaaa" if gated else "time_first"
     held = (*per, 1)[:2]  # one number per head broadcasts over its channels
     last = max(1, (n if c.version == "5.2" else c.n_head) - 1)
 
     def decay(i: int) -> float:
-        return -6 + 5 * (i / last) ** (0.7 + 1.3 * r01)
+        return -6 + 5 * float((i / last) ** (0.7 + 1.3 * r01))
 
     def bonus(i: int) -> float:
         if c.version == "5.0":
@@ -70,24 +69,24 @@ def layer_params(c: Config, layer: int) -> list[Param]:
         return r01 * (1 - i / last) + (0.1 * ((i + 1) % 3 - 1) if c.version == "5.2" else 0.0)
 
     return [
-        *norm(f"blocks.{layer}.ln1", n),
-        *norm(f"blocks.{layer}.ln2", n),
-        vector(f"{att}.time_mix_k", n, lambda i: (i / n) ** r10),
-        vector(f"{att}.time_mix_v", n, lambda i: (i / n) ** r10 + 0.3 * r01),
-        vector(f"{att}.time_mix_r", n, lambda i: (i / n) ** (0.5 * r10)),
-        *([vector(f"{att}.time_mix_g", n, lambda i: (i / n) ** (0.5 * r10))] if gated else []),
-        Param(f"{att}.time_decay", per, Curve(decay), lr=2, held=held),
-        Param(f"{att}.{'time_faaaa' if gated else 'time_first'}", per, Curve(bonus), lr=1 if gated else 3, held=held),
-        matrix(f"{att}.receptance", n, n, 1, "att"),
-        matrix(f"{att}.key", n, n, 0.1 if c.version == "5.2" else 1, "att"),
-        matrix(f"{att}.value", n, n, 1, "att"),
-        *([matrix(f"{att}.gate", n, n, 0.1 if c.version == "5.2" else 1, "att")] if gated else []),
-        matrix(f"{att}.output", n, n, 0, "att"),
-        *norm(f"{att}.ln_x", n, ((1 + layer) / c.n_layer) ** 0.7),
-        *tuned_state(c, layer),
-        vector(f"{ffn}.time_mix_k", n, lambda i: (i / n) ** r10),
-        vector(f"{ffn}.time_mix_r", n, lambda i: (i / n) ** r10),
-        matrix(f"{ffn}.key", f, n, 1, "ffn"),
-        matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
-        matrix(f"{ffn}.value", n, f, 0, "ffn"),
+        *spec.norm(f"blocks.{layer}.ln1", n),
+        *spec.norm(f"blocks.{layer}.ln2", n),
+        spec.vector(f"{att}.time_mix_k", n, lambda i: (i / n) ** r10),
+        spec.vector(f"{att}.time_mix_v", n, lambda i: (i / n) ** r10 + 0.3 * r01),
+        spec.vector(f"{att}.time_mix_r", n, lambda i: (i / n) ** (0.5 * r10)),
+        *([spec.vector(f"{att}.time_mix_g", n, lambda i: (i / n) ** (0.5 * r10))] if gated else []),
+        Param(f"{att}.time_decay", per, spec.Curve(decay), lr=2, held=held),
+        Param(f"{att}.{name}", per, spec.Curve(bonus), lr=1 if gated else 3, held=held),
+        spec.matrix(f"{att}.receptance", n, n, 1, "att"),
+        spec.matrix(f"{att}.key", n, n, 0.1 if c.version == "5.2" else 1, "att"),
+        spec.matrix(f"{att}.value", n, n, 1, "att"),
+        *([spec.matrix(f"{att}.gate", n, n, 0.1 if c.version == "5.2" else 1, "att")] if gated else []),
+        spec.matrix(f"{att}.output", n, n, 0, "att"),
+        *spec.norm(f"{att}.ln_x", n, ((1 + layer) / c.n_layer) ** 0.7),
+        *spec.tuned_state(c, layer),
+        spec.vector(f"{ffn}.time_mix_k", n, lambda i: (i / n) ** r10),
+        spec.vector(f"{ffn}.time_mix_r", n, lambda i: (i / n) ** r10),
+        spec.matrix(f"{ffn}.key", f, n, 1, "ffn"),
+        spec.matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
+        spec.matrix(f"{ffn}.value", n, f, 0, "ffn"),
     ]

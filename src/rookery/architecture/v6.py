@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rookery.architecture.spec import (
-    ZERO, Config, Curve, Param, Shapes, StatePiece, Uniform,
-    depth, matrix, norm, outer, shift_pieces, sizes, tuned_state, vector,
-)  # fmt: skip
+from rookery.architecture import spec
+from rookery.architecture.spec import Config, Param, Shapes, StatePiece
 from rookery.architecture.vocabulary import Array, LayerState, Params, Vocabulary
 
 
@@ -41,51 +39,51 @@ def channel_mix(o: Vocabulary, p: Params, x: Array, state: LayerState) -> Array:
 
 def config(shapes: Shapes) -> Config:
     ranks = {"maa": shapes["blocks.0.att.time_maa_w2"][1], "decay": shapes["blocks.0.att.time_decay_w1"][1]}
-    return replace(sizes(shapes, "6"), n_head=shapes["blocks.0.att.time_faaaa"][0], ranks=ranks)
+    return replace(spec.sizes(shapes, "6"), n_head=shapes["blocks.0.att.time_faaaa"][0], ranks=ranks)
 
 
 def state(c: Config) -> list[StatePiece]:
-    return shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
+    return spec.shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
 
 
 def params(c: Config) -> list[Param]:
-    return outer(c) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
+    return spec.outer(c) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
 
 
 def layer_params(c: Config, layer: int) -> list[Param]:
     n, f = c.n_embd, c.n_ffn
-    r01, r10 = depth(c, layer)
+    r01, r10 = spec.depth(c, layer)
     att, ffn = f"blocks.{layer}.att", f"blocks.{layer}.ffn"
     maa, low = c.ranks["maa"], c.ranks["decay"]
     return [
-        *norm(f"blocks.{layer}.ln1", n),
-        *norm(f"blocks.{layer}.ln2", n),
-        vector(f"{att}.time_maa_x", n, lambda i: 1 - (i / n) ** r10),
-        vector(f"{att}.time_maa_w", n, lambda i: 1 - (i / n) ** r10),
-        vector(f"{att}.time_maa_k", n, lambda i: 1 - (i / n) ** r10),
-        vector(f"{att}.time_maa_v", n, lambda i: 1 - ((i / n) ** r10 + 0.3 * r01)),
-        vector(f"{att}.time_maa_r", n, lambda i: 1 - (i / n) ** (0.5 * r10)),
-        vector(f"{att}.time_maa_g", n, lambda i: 1 - (i / n) ** (0.5 * r10)),
-        Param(f"{att}.time_maa_w1", (n, 5 * maa), ZERO, "lora"),
-        Param(f"{att}.time_maa_w2", (5, maa, n), Uniform(0.01), "lora"),
-        vector(f"{att}.time_decay", n, lambda i: -6 + 5 * (i / (n - 1)) ** (0.7 + 1.3 * r01), lr=2),
-        Param(f"{att}.time_decay_w1", (n, low), ZERO, "lora"),
-        Param(f"{att}.time_decay_w2", (low, n), Uniform(0.01), "lora"),
+        *spec.norm(f"blocks.{layer}.ln1", n),
+        *spec.norm(f"blocks.{layer}.ln2", n),
+        spec.vector(f"{att}.time_maa_x", n, lambda i: 1 - (i / n) ** r10),
+        spec.vector(f"{att}.time_maa_w", n, lambda i: 1 - (i / n) ** r10),
+        spec.vector(f"{att}.time_maa_k", n, lambda i: 1 - (i / n) ** r10),
+        spec.vector(f"{att}.time_maa_v", n, lambda i: 1 - ((i / n) ** r10 + 0.3 * r01)),
+        spec.vector(f"{att}.time_maa_r", n, lambda i: 1 - (i / n) ** (0.5 * r10)),
+        spec.vector(f"{att}.time_maa_g", n, lambda i: 1 - (i / n) ** (0.5 * r10)),
+        Param(f"{att}.time_maa_w1", (n, 5 * maa), spec.ZERO, "lora"),
+        Param(f"{att}.time_maa_w2", (5, maa, n), spec.Uniform(0.01), "lora"),
+        spec.vector(f"{att}.time_decay", n, lambda i: -6 + 5 * (i / (n - 1)) ** (0.7 + 1.3 * r01), lr=2),
+        Param(f"{att}.time_decay_w1", (n, low), spec.ZERO, "lora"),
+        Param(f"{att}.time_decay_w2", (low, n), spec.Uniform(0.01), "lora"),
         Param(
             f"{att}.time_faaaa",
             (c.n_head, c.head_size),
-            Curve(lambda i: r01 * (1 - i / (n - 1)) + 0.1 * ((i + 1) % 3 - 1)),
+            spec.Curve(lambda i: r01 * (1 - i / (n - 1)) + 0.1 * ((i + 1) % 3 - 1)),
         ),
-        matrix(f"{att}.receptance", n, n, 1, "att"),
-        matrix(f"{att}.key", n, n, 0.1, "att"),
-        matrix(f"{att}.value", n, n, 1, "att"),
-        matrix(f"{att}.gate", n, n, 0.1, "att"),
-        matrix(f"{att}.output", n, n, 0, "att"),
-        *norm(f"{att}.ln_x", n, ((1 + layer) / c.n_layer) ** 0.7),
-        *tuned_state(c, layer),
-        vector(f"{ffn}.time_maa_k", n, lambda i: 1 - (i / n) ** (r10**3)),
-        vector(f"{ffn}.time_maa_r", n, lambda i: 1 - (i / n) ** (r10**3)),
-        matrix(f"{ffn}.key", f, n, 1, "ffn"),
-        matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
-        matrix(f"{ffn}.value", n, f, 0, "ffn"),
+        spec.matrix(f"{att}.receptance", n, n, 1, "att"),
+        spec.matrix(f"{att}.key", n, n, 0.1, "att"),
+        spec.matrix(f"{att}.value", n, n, 1, "att"),
+        spec.matrix(f"{att}.gate", n, n, 0.1, "att"),
+        spec.matrix(f"{att}.output", n, n, 0, "att"),
+        *spec.norm(f"{att}.ln_x", n, ((1 + layer) / c.n_layer) ** 0.7),
+        *spec.tuned_state(c, layer),
+        spec.vector(f"{ffn}.time_maa_k", n, lambda i: 1 - (i / n) ** (r10**3)),
+        spec.vector(f"{ffn}.time_maa_r", n, lambda i: 1 - (i / n) ** (r10**3)),
+        spec.matrix(f"{ffn}.key", f, n, 1, "ffn"),
+        spec.matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
+        spec.matrix(f"{ffn}.value", n, f, 0, "ffn"),
     ]

@@ -30,7 +30,8 @@ class Layout:
     @cached_property
     def ends(self) -> Index:
         """[B]: the last row of each sequence."""
-        return np.cumsum(self.lengths, dtype=np.int64) - 1
+        ends: Index = np.cumsum(self.lengths, dtype=np.int64) - 1
+        return ends
 
     @cached_property
     def steps(self) -> list[tuple[Index, Index]]:

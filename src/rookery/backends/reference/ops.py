@@ -8,15 +8,11 @@ R rows, C width, H heads, N head size, B sequences, K input width, O output widt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rookery.architecture.vocabulary import Params, Vocabulary
+from rookery.architecture.vocabulary import Array, Params, Vocabulary
 from rookery.backends.layout import Layout
-
-Array = npt.NDArray[Any]
 
 
 class Ops(Vocabulary):

@@ -32,13 +32,11 @@ class Runner:
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the reference back end runs on the cpu; backend='torch' has others")
         self.dtype = np.dtype(dtype or "float32")
-        self.config, self.listener = weights.config, None
+        self.config = weights.config
         self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
         self.listener: Callable[[str, Array], Array] | None = None
 
-    def step(
-        self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False
-    ) -> list[Array]:
+    def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         layout = Layout.of(rows)
         o = Ops(layout, self.config.n_head, self.listener)
         layers = [SimpleNamespace(**pieces) for pieces in gather(self.config, states)]

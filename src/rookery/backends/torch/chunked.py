@@ -31,9 +31,7 @@ def wkv7_chunked(
     a_b, a_k = (a_in @ b_out.mT).tril(-1), (a_in @ k_out.mT).tril(-1)
     r_b, r_k = (r_in @ b_out.mT).tril(), (r_in @ k_out.mT).tril()
     eye = torch.eye(CHUNK, dtype=r.dtype, device=r.device)
-    solved = torch.linalg.solve_triangular(
-        eye - a_b, torch.cat([a_k @ v, a_in], -1), upper=False, unitriangular=True
-    )
+    solved = torch.linalg.solve_triangular(eye - a_b, torch.cat([a_k @ v, a_in], -1), upper=False, unitriangular=True)
     u_own, u_state = solved.split(v.shape[-1], -1)
     added, carry = k_left.mT @ v + b_left.mT @ u_own, b_left.mT @ u_state
     keep = torch.exp(last).mT  # [B,H,chunks,N,1]
@@ -49,4 +47,5 @@ def wkv7_chunked(
 def _chunks(x: Tensor) -> Tensor:
     """[B,T,H,N] -> [B,H,chunks,CHUNK,N], zeros behind the last token: no decay, nothing written."""
     missing = -x.shape[1] % CHUNK
-    return pad(x, (0, 0, 0, 0, 0, missing)).transpose(1, 2).unflatten(2, (-1, CHUNK))
+    padded = pad(x, (0, 0, 0, 0, 0, missing)).transpose(1, 2)
+    return padded.reshape(*padded.shape[:2], -1, CHUNK, padded.shape[-1])

@@ -71,10 +71,9 @@ class Network(nn.Module):
         )
         return cls(config, tree(table, lambda p, _: initial(p, generator).to(dtype).reshape(p.shape)))  # type: ignore[arg-type]
 
-    def start(self, batch: int, like: Tensor | None = None) -> States:
+    def start(self, batch: int) -> States:
         """The states of `batch` sequences before their first token."""
-        like = self.head.weight if like is None else like
-        c = self.config
+        c, like = self.config, next(self.parameters())
         one = {
             p.name: like.new_tensor(p.start).reshape(-1, *[1] * (len(p.shape) - 1)).expand(batch, *p.shape)
             for p in pieces(c)
@@ -85,7 +84,7 @@ class Network(nn.Module):
         """[B,T] -> [B,T,V] and the states after the last token."""
         layout = Layout((tokens.shape[1],) * tokens.shape[0])
         logits, states = self.rows(layout, tokens.flatten(), states)
-        return logits.unflatten(0, tokens.shape), states
+        return logits.reshape(*tokens.shape, -1), states
 
     def rows(
         self,

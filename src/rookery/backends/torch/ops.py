@@ -45,7 +45,7 @@ class Ops(Vocabulary):
         return (x * y).sum(-1, keepdim=True)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_head, -1))
+        return x.reshape(len(x), self.n_head, -1)
 
     def flat(self, x: Tensor) -> Tensor:
         return x.flatten(-2)
@@ -104,8 +104,8 @@ class Ops(Vocabulary):
     ) -> tuple[Tensor, Tensor]:
         length = self._even()
         if length >= CHUNK:
-            batch = [x.unflatten(0, (-1, length)) for x in (r, log_decay, k, v, a, b)]
-            y, state = wkv7_chunked(*batch, state)
+            r, log_decay, k, v, a, b = (x.reshape(-1, length, *x.shape[1:]) for x in (r, log_decay, k, v, a, b))
+            y, state = wkv7_chunked(r, log_decay, k, v, a, b, state)
             return y.flatten(0, 1), state
 
         def step(s: Tensor, r: Tensor, d: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,9 +120,7 @@ class Ops(Vocabulary):
         lengths = self.layout.lengths
         return lengths[0] if len(set(lengths)) == 1 else 0
 
-    def _scan(
-        self, step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _scan(self, step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         """Run `step(state, *rows of token t) -> (y, state)` over each sequence's tokens."""
         out, order = [], []
         for b, row in self.layout.steps:

@@ -40,9 +40,7 @@ class Runner:
         self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
     @torch.inference_mode()
-    def step(
-        self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False
-    ) -> list[Array]:
+    def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         layout = Layout.of(rows)
         batches = [{name: self._tensor(x) for name, x in layer.items()} for layer in gather(self.config, states)]
         select = None if every else self._tensor(layout.ends)
