@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 
-from rookery import formats
+from rookery import errors, formats
 from rookery.formats.tensor import NUMPY, Tensor
 
 # The pickle of {"x": float32 tensor [3] of storage "0"}, in pieces that a test can change.
@@ -88,3 +91,26 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return list(a) == list(b) and all(
         (a[n].dtype, a[n].shape, a[n].data.tobytes()) == (b[n].dtype, b[n].shape, b[n].data.tobytes()) for n in a
     )
+
+
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
+
+
+def refused(data: bytes, error: type[errors.FileError], says: str) -> None:
+    with pytest.raises(errors.FileError, match=says) as caught:
+        parse(data)
+    assert type(caught.value) is error
+    one_line(caught.value)
+
+
+def one_line(error: errors.FileError) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) < 250

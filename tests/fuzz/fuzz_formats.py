@@ -108,6 +108,8 @@ def plain(runs: int, seed: int) -> None:
 
 
 def guided(runs: int, seed: int) -> None:
+    for data in seeds():
+        one_input(data)  # imports the readers, which only then can be instrumented
     atheris.instrument_all()
     with tempfile.TemporaryDirectory() as corpus:
         for i, data in enumerate(seeds()):
