@@ -17,7 +17,7 @@ from rookery import weights as weights_room
 from rookery.architecture import Config
 from rookery.backends import Runner, runner
 from rookery.errors import InputError, StateError, TokenError, TokenizerError
-from rookery.sampling import Sampler, Sampling
+from rookery.sampling import Sampler, Sampling, free_tokens
 from rookery.state import State, layers, size
 from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
@@ -151,6 +151,9 @@ class Model:
         """
         if settings and sampling is not None:
             raise InputError(f"sampling= and {', '.join(settings)}= say the same thing twice; give one")
+        for name in settings:
+            if name not in Sampling.names():
+                raise InputError(f"no sampling setting {name!r}: choose from {', '.join(Sampling.names())}")
         if not isinstance(max_tokens, int) or max_tokens < 0:
             raise InputError(f"max_tokens {max_tokens!r}: a whole number, 0 or more, is wanted")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str | bytes) else prompt
@@ -202,7 +205,7 @@ class Stream:
         self.prompt_tokens = len(prompt)
         self.stop_reason: str | None = None  # "end" or "length" when finished
         self.prefill_seconds = self.decode_seconds = 0.0
-        self.sampler = Sampler(sampling, model.config.n_vocab, seed, free=_free(model.tokenizer))
+        self.sampler = Sampler(sampling, model.config.n_vocab, seed, free=free_tokens(model.tokenizer.encode))
         self._model, self._max = model, max_tokens
         self._pending: Tokens | None = prompt  # drawn or given, and not yet fed
         self._state, self._progress = state, progress
@@ -248,9 +251,3 @@ class Stream:
         self.stop_reason = self.stop_reason or "length"
         if rest := text.flush():
             yield rest
-
-
-def _free(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens whose counts the "rwkv" penalty leaves alone: space, tab and digits, as the `rwkv` package does."""
-    ids = (tokenizer.encode(text) for text in [" ", "\t", *"0123456789"])
-    return frozenset(one[0] for one in ids if len(one) == 1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Index = npt.NDArray[np.int64]
+Index: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,12 @@ class Layout:
     @cached_property
     def starts(self) -> Index:
         """[B]: the first row of each sequence."""
-        return self.ends - np.asarray(self.lengths) + 1
+        return self.ends - np.asarray(self.lengths, np.int64) + 1
 
     @cached_property
     def ends(self) -> Index:
         """[B]: the last row of each sequence."""
-        ends: Index = np.cumsum(self.lengths, dtype=np.int64) - 1
-        return ends
+        return np.cumsum(self.lengths, dtype=np.int64) - 1
 
     @cached_property
     def steps(self) -> list[tuple[Index, Index]]:

@@ -1,0 +1,116 @@
+"""The house's arrows, read from the source: who may import whom, where torch may be named, and how light an import is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+ROOKERY = SRC / "rookery"
+
+# room -> rooms it may import besides itself; `errors` is open to all. DESIGN 2.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "architecture": set(),
+    "_native": {"_core"},
+    "formats": {"_core", "_native"},
+    "weights": {"formats", "architecture"},
+    "tokenizer": {"architecture", "formats", "_core", "_native"},
+    "sampling": {"architecture", "formats", "_core", "_native"},
+    "state": {"architecture", "formats", "_core", "_native"},
+    "backends": {"architecture", "formats", "weights", "state"},
+    "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state", "models"},
+    "models": set(),
+    "cli": {"*"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "tokenizer", "weights", "model", "sampling", "state"},
+}
+TORCH = ("backends/torch/", "train/", "tune/", "hf.py")
+THIRD_PARTY = {
+    "architecture": set(),
+    "errors": set(),
+    "*": {"numpy"},
+}
+
+
+def rooms() -> list[Path]:
+    return sorted(ROOKERY.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted module a file names in an import, TYPE_CHECKING blocks and functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(ROOKERY)))
+def test_arrows(path: Path) -> None:
+    relative = path.relative_to(ROOKERY)
+    room = relative.parts[0].removesuffix(".py")
+    assert room in ALLOWED, f"a new room {room}: give it its arrows here and in the README's map"
+    mine = ALLOWED[room] | {room, "errors"}
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "rookery":
+            target = rest[0] if rest else "__init__"
+            assert "*" in mine or target in mine, f"{relative} imports {name}"
+        elif top == "torch":
+            inside_doctor = room == "cli"
+            assert str(relative).startswith(TORCH) or inside_doctor, f"{relative} names torch"
+        elif top not in sys.stdlib_module_names:
+            allowed = THIRD_PARTY.get(room, THIRD_PARTY["*"])
+            assert top in allowed or room == "cli", f"{relative} imports {name}"
+
+
+def test_the_reader_sees_a_forbidden_arrow(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def f():\n    from rookery.model import load\n    import torch.nn\n")
+    assert imports(tmp_path / "bad.py") == {"rookery.model.load", "torch.nn"}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(out.stdout.splitlines()[-1]))
+
+
+HEAVY = {
+    "torch", "fastapi", "starlette", "uvicorn", "pydantic", "matplotlib", "jinja2", "rich", "prompt_toolkit",
+    "transformers", "safetensors", "redis", "ray", "llguidance", "pyrwkv_tokenizer", "tokenizers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import rookery", "import rookery; rookery.load; rookery.State; rookery.Sampling; rookery.tokenizer.World"],
+)
+def test_a_light_import(statement: str) -> None:
+    assert not HEAVY & {name.split(".")[0] for name in loaded_after(statement)}
+
+
+def test_import_needs_little_more_than_numpy() -> None:
+    """Counted in modules, since no test asserts a time; benchmarks/import_time.py has the seconds."""
+    base = loaded_after("import numpy")
+    extra = loaded_after("import numpy, rookery") - base
+    assert len(extra) < 10, sorted(extra)
+
+
+def test_public_names() -> None:
+    import rookery
+
+    assert rookery.__all__ == sorted(rookery.__all__)
+    for name in rookery.__all__:
+        assert getattr(rookery, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        rookery.nonsense  # noqa: B018
