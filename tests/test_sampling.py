@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,13 @@ def test_the_draw_is_the_inverse_of_the_running_sum_in_the_order_of_ids() -> Non
             if u < total:
                 break
         assert sampler.sample(logits) == token
+
+
+def test_a_token_without_weight_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At u = 0 the first running sum is not exceeded when it is 0 itself."""
+    sampler = Sampler(Sampling(**OFF), 3, seed=0)
+    monkeypatch.setattr(sampler, "_bits", SimpleNamespace(random_raw=lambda: 0))
+    assert sampler.sample([-math.inf, 0.0, 0.0]) == 1
 
 
 # The penalty rules in closed form: what a use of token t, `age` tokens ago, still costs it.
