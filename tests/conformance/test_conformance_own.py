@@ -12,7 +12,7 @@ from written import write_ggmf, write_pth
 
 from oracle import Oracle, read_safetensors
 from rookery.model import Array, Model, State
-from tolerances import LOGITS_CHUNKED, LOGITS_TEXT, STATE, STATE_CHUNKED
+from tolerances import LOGITS_CHUNKED, LOGITS_TEXT, STATE, STATE_CHUNKED, STATE_FLOAT64
 
 FED_DIFFERENTLY = Bar(LOGITS_CHUNKED, STATE_CHUNKED)
 
@@ -142,6 +142,25 @@ def test_initial_state(name: str, ops: OpSet) -> None:
     for i, layer in enumerate(oracle.state()):
         for piece, value in layer.items():
             np.testing.assert_array_equal(getattr(state.layer(i), piece), value.astype(ops.dtype), strict=True)
+
+
+@all_models
+def test_orders_and_layouts_of_the_state(name: str) -> None:
+    """`vector` is layer-major: att_shift, ffn_shift, wkv; `to_reference` is the `rwkv` package's list."""
+    m = own(name, OP_SETS[1])
+    _, state = m.forward(tokens(name))
+    oracle = Oracle(read_safetensors(FIXTURES / f"{name}.safetensors"))
+    oracle.run(tokens(name))
+    vector, listed = [], []
+    for layer in oracle.layers:
+        vector += [layer["att_shift"], layer["ffn_shift"], layer["wkv"].reshape(-1)]
+        wkv = [layer["wkv"].transpose(0, 2, 1) if name == "v7" else layer["wkv"]]
+        listed += [layer["att_shift"], *(layer["wkv"] if name == "v4" else wkv), layer["ffn_shift"]]
+    np.testing.assert_allclose(state.vector(), np.concatenate(vector), rtol=0, atol=STATE_FLOAT64)
+    assert len(state.to_reference()) == len(listed)
+    for mine, theirs in zip(state.to_reference(), listed, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=STATE_FLOAT64, strict=True)
+    np.testing.assert_array_equal(State.from_reference(state.to_reference(), m).vector(), state.vector())
 
 
 @pytest.mark.parametrize("name", ["v5.0", "v5.1", "v5.2", "v6", "v7"])

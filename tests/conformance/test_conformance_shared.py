@@ -159,7 +159,7 @@ def test_greedy_tokens(shared: Path, reference: str, eps: float | None, ops: OpS
 
 
 @pytest.mark.parametrize("reference", TRAINED)
-@pytest.mark.parametrize("ops", [REFERENCE, pytest.param(TORCH, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=str)
 def test_mean_loss_of_shakespeare(shared: Path, reference: str, ops: OpSet) -> None:
     wanted = json.loads((shared / "fixtures" / "refs" / "nll_tinyshakespeare.json").read_text())["models"][reference]
     raw = (shared / "data" / "tinyshakespeare.txt").read_bytes()
