@@ -52,6 +52,11 @@ def size(c: Config) -> int:
     return c.n_layer * sum(p.size for p in pieces(c))
 
 
+def shapes(c: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every piece of every layer."""
+    return [(f"layers.{i}.{p.name}", p.shape) for i in range(c.n_layer) for p in pieces(c)]
+
+
 def layers(c: Config, flat: Array) -> list[dict[str, Array]]:
     """Views of a flat vector [n], by layer and piece."""
     views: list[dict[str, Array]] = []
@@ -152,16 +157,16 @@ class State:
     def from_reference(cls, arrays: Sequence[Any], model: Any) -> State:
         """The reverse of `to_reference`, for a state of `model`."""
         state: State = model.state()
-        per = 5 if state.config.version == "4" else 3
-        if len(arrays) != per * state.config.n_layer:
-            raise StateError(f"{len(arrays)} arrays where {state.config.name} has {per * state.config.n_layer}")
+        arrays, wanted = [np.asarray(a) for a in arrays], [a.shape for a in state.to_reference()]
+        if len(arrays) != len(wanted):
+            raise StateError(f"{len(arrays)} arrays where {state.config.name} has {len(wanted)}")
+        for i, (array, shape) in enumerate(zip(arrays, wanted, strict=True)):
+            if array.shape != shape:
+                raise StateError(f"array {i} has shape {list(array.shape)} where {list(shape)} is wanted")
+        per = len(arrays) // state.config.n_layer
         for i, views in enumerate(layers(state.config, state.flat)):
-            att, *wkv, ffn = (np.asarray(a) for a in arrays[i * per : (i + 1) * per])
-            source = np.stack(wkv) if per == 5 else wkv[0].swapaxes(1, 2) if state.config.version == "7" else wkv[0]
-            for name, array in (("att_shift", att), ("wkv", source), ("ffn_shift", ffn)):
-                if array.shape != views[name].shape:
-                    raise StateError(f"layer {i} {name}: shape {array.shape} where {views[name].shape} is wanted")
-                views[name][...] = array
+            views["att_shift"][...], *wkv, views["ffn_shift"][...] = arrays[i * per : (i + 1) * per]
+            views["wkv"][...] = np.stack(wkv) if per > 3 else _transposed(state.config, wkv[0])
         return state
 
     # files
@@ -191,20 +196,22 @@ class State:
         try:
             config = Config(**json.loads(meta["rookery.config"]))
             origin = Known(meta["rookery.fingerprint"], meta["rookery.lineage"])
-            wanted = {f"layers.{i}.{p.name}": p.shape for i in range(config.n_layer) for p in pieces(config)}
+            if config.n_layer * len(pieces(config)) != len(file.tensors):
+                raise ValueError("another number of layers than the file has")
+            wanted = dict(shapes(config))
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"{file.path}: damaged state metadata ({error})") from None
         found = {name: t.shape for name, t in file.tensors.items()}
         if found != wanted:
             raise StateError(f"{file.path}: its tensors are not the state of {config.name}")
-        flat = np.concatenate([file.tensors[name].float32().reshape(-1) for name in wanted])
-        state = cls(config, flat, origin)
-        if model is not None:
-            model.check(state, allow_lineage)
-        return state
+        state = cls(config, np.concatenate([file.tensors[name].float32().reshape(-1) for name in wanted]), origin)
+        if model is None:
+            return state
+        model.check(state, allow_lineage)
+        return cls(model.config, state.flat, model.weights)
 
     def _same_shape(self, other: State) -> None:
-        if self.config != other.config:
+        if shapes(self.config) != shapes(other.config):
             raise StateError(f"states of two models: {self.config.name} and {other.config.name} of other sizes")
 
     def __repr__(self) -> str:
@@ -212,6 +219,9 @@ class State:
 
 
 def _to_blinkdl(c: Config, wkv: Array) -> list[Array]:
-    if c.version == "4":
-        return [row.copy() for row in wkv]
-    return [np.ascontiguousarray(wkv.swapaxes(1, 2)) if c.version == "7" else wkv.copy()]
+    return [row.copy() for row in wkv] if c.version == "4" else [_transposed(c, wkv).copy()]
+
+
+def _transposed(c: Config, wkv: Array) -> Array:
+    """Between our [H, key, value] and the package's layout, which is [H, value, key] in v7 alone."""
+    return wkv.swapaxes(1, 2) if c.version == "7" else wkv
