@@ -173,6 +173,8 @@ def end(field: int, code: str, value: int) -> bytes:
         (forge.checkpoint() + b"tail", errors.BadHeader, "contradicts itself"),
         (forge.checkpoint()[:-22] + b"PK\6\7" + bytes(16) + forge.checkpoint()[-22:], errors.BadOffset, "zip64"),
         (forge.checkpoint()[:-23], errors.TruncatedFile, "no zip directory"),
+        (forge.checkpoint()[:-1], errors.TruncatedFile, "no zip directory"),
+        (b"PK\3\4LO%\1PK\5\6\0\0\0\0", errors.TruncatedFile, "no zip directory"),  # found by atheris
     ],
 )
 def test_archives_that_contradict_themselves(data: bytes, error: type[errors.FileError], says: str) -> None:

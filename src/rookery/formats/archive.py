@@ -101,7 +101,7 @@ def _find_directory(path: str, raw: Array) -> tuple[int, int, int]:
     """Where the central directory begins and ends, and its number of entries."""
     tail_start = max(0, len(raw) - _END.size - 0xFFFF)
     tail = raw[tail_start:].tobytes()
-    found = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    found = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     if found < 0:
         raise errors.TruncatedFile(path, "has no zip directory at its end; the download was cut off, get it again")
     _, disk, first_disk, here, count, size, begin, comment = _END.unpack_from(tail, found)
