@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rookery import _native, errors
+from rookery import tokenizer as room
 from rookery.tokenizer import UTF16LE, Bytes, Tokenizer, World, load
 
 PYTHON = World(native=False)
@@ -117,6 +120,18 @@ def test_unknown_ids(world: World, id: int) -> None:
             tokenizer.decode([97, id])
         with pytest.raises(errors.TokenError):
             tokenizer.stream().push(id)
+
+
+def test_many_threads_may_share_one(world: World) -> None:
+    text = "The rooks of RWKV, 乌鸦, кошка 123\n" * 300
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(map(tuple, pool.map(world.encode, [text] * 16)))) == 1
+
+
+def test_public_names() -> None:
+    assert [room.World, room.Bytes, room.UTF16LE] == [World, Bytes, UTF16LE]
+    assert set(room.__all__) <= set(dir(room))
+    assert all(hasattr(room, name) for name in room.__all__)
 
 
 def test_half_a_surrogate_pair(world: World) -> None:
