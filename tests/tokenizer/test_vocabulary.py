@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rookery import _native, errors
 from rookery.tokenizer import World, load
 from rookery.tokenizer.trie import Trie
+from rookery.tokenizer.world import _shipped_vocabulary
 
 GOOD = [b"%d %s 1" % (i + 1, repr(bytes((i,))).encode()) for i in range(256)]
 TRIES = [Trie, *([_native.core.Trie] if _native.available() else [])]
@@ -162,6 +163,11 @@ def test_neither_name_nor_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def shipped() -> bytes:
+    return _shipped_vocabulary()
+
+
+@pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that python takes for the distribution with the World vocabulary; running its code is an error."""
     place = tmp_path / "pyrwkv_tokenizer"
@@ -179,9 +185,8 @@ def test_shipped_vocabulary_is_not_trusted(stand_in: Path) -> None:
         World()
 
 
-def test_shipped_vocabulary_may_have_crlf(stand_in: Path, shared: Path) -> None:
-    text = (shared / "fixtures/tokenizer/rwkv_vocab_v20230424.txt").read_bytes()
-    stand_in.write_bytes(text.replace(b"\n", b"\r\n"))
+def test_shipped_vocabulary_may_have_crlf(shipped: bytes, stand_in: Path) -> None:
+    stand_in.write_bytes(shipped.replace(b"\n", b"\r\n"))
     assert World().encode("hello") == [34550]
     assert sys.modules.get("pyrwkv_tokenizer") is None
 
