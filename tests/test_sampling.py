@@ -93,7 +93,13 @@ def test_each_step_against_the_slow_version(chosen: dict[str, Any], spread: floa
 @pytest.mark.parametrize("spread", [0.001, 0.5, 3.0])
 def test_a_large_vocabulary_takes_the_same_path(spread: float) -> None:
     logits = logits_of(1, 20_000, spread)
-    for chosen in ({"top_p": 0.85}, {"top_k": 40}, {"min_p": 0.1}, {"typical_p": 0.3}, {"top_p": 0.5, "typical_p": .5}):
+    for chosen in (
+        {"top_p": 0.85},
+        {"top_k": 40},
+        {"min_p": 0.1},
+        {"typical_p": 0.3},
+        {"top_p": 0.5, "typical_p": 0.5},
+    ):
         np.testing.assert_allclose(probabilities(logits, **chosen), slow(logits, **chosen), rtol=1e-8, atol=1e-13)
 
 
