@@ -17,9 +17,7 @@ except ImportError as error:  # not built, or built for another Python or C++ li
     core = None  # type: ignore[assignment]
     reason = str(error)
 
-REMEDY = (
-    "install a C++20 compiler, then: pip install --force-reinstall --no-deps rookery (in a checkout: scripts/setup)"
-)
+REMEDY = "install a C++20 compiler, then: pip install --force-reinstall --no-deps rookery (a checkout: scripts/setup)"
 
 
 def available() -> bool:
