@@ -1,4 +1,4 @@
-"""The house's arrows, read from the source: who may import whom, where torch may be named, and how light an import is."""
+"""The house's arrows, read from the source: who may import whom, where torch is named, how light an import is."""
 
 from __future__ import annotations
 
