@@ -1,0 +1,38 @@
+"""`rookery convert`: the same tensors, bit for bit, in another format."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from rookery.cli import options
+from rookery.cli.progress import Job
+
+
+def parser() -> options.Parser:
+    made = options.Parser(
+        "rookery convert",
+        "[options] IN OUT",
+        "Write a model in another format. Values never change, except that quantised blocks, which these formats\n"
+        "cannot hold, become float32. OUT is complete or untouched, whenever the work is cut short.",
+    )
+    made.add_argument("source", metavar="IN", help="a .pth, .safetensors or rwkv.cpp .bin file")
+    made.add_argument("target", metavar="OUT", help="the file to write")
+    made.add_argument("--to", metavar="FORMAT", help="pth or safetensors (default: by the suffix of OUT)")
+    made.add_argument("--force", action="store_true", help="overwrite OUT")
+    options.add_general(made, json="print what was written as one object")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    from rookery import formats, weights
+
+    with Job(f"converting {args.source}"):
+        weights.convert(options.packaged(args.source), args.target, to=args.to, force=args.force)
+    written, size = formats.detect(args.target), os.path.getsize(args.target)
+    if args.json:
+        print(json.dumps({"source": args.source, "target": args.target, "format": written, "bytes": size}))
+    else:
+        print(f"wrote {args.target}: {written}, {size / 1e6:.1f} MB")
+    return 0

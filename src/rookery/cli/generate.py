@@ -1,0 +1,157 @@
+"""`rookery generate`: continue a text on stdout, tokens per second on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rookery.cli import options
+from rookery.cli.progress import Job
+from rookery.errors import InputError, MissingFile, NoPermission, NotAFile
+
+INTERRUPTED = 130
+
+
+def parser() -> options.Parser:
+    made = options.Parser(
+        "rookery generate",
+        "[options] [PROMPT ...]",
+        "Continue a text.\n\n"
+        "The prompt is what the arguments say, then the file of -f, then what is piped into stdin, joined by line\n"
+        "ends. A single source is taken exactly as it is, its last line end included. Only the continuation is\n"
+        "printed, and on stderr the speed.",
+    )
+    made.add_argument("prompt", nargs="*", metavar="PROMPT", help="the text to continue; several are joined by spaces")
+    made.add_argument("-f", "--file", metavar="FILE", help="a file with the text to continue")
+    made.add_argument(
+        "-n", "--max-tokens", type=options.whole(0), default=256, metavar="N", help="tokens at most (default: 256)"
+    )
+    made.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
+    options.add_general(made, json="print one object at the end: text, tokens, stop_reason, timings, model, seed")
+    options.add_model(made)
+    options.add_sampling(made)
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = options.sampling(args)  # before the model is read: a mistake should show at once
+    sources = _sources(args)
+    with Job(f"loading {args.model}"):
+        model = options.load_model(args)
+        prompt = _joined(sources, raw=model.tokenizer.name == "bytes")
+    job = Job("reading the prompt", "tokens")
+    stream = model.stream(prompt, args.max_tokens, sampling, args.seed, progress=job.update)
+    if args.echo and not args.json:
+        sys.stdout.write(_shown(prompt))
+    pieces, interrupted = [""], False
+    try:
+        for piece in _patiently(job, stream):
+            pieces.append(piece)
+            if not args.json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                del pieces[:-1]
+    except KeyboardInterrupt:
+        interrupted = True
+    if args.json:
+        print(json.dumps(_report(args, model, prompt, stream, "".join(pieces))))
+    elif not pieces[-1].endswith("\n"):
+        print(flush=True)
+    if interrupted:
+        return INTERRUPTED
+    if not args.json:
+        _print_speed(stream)
+    return 0
+
+
+def _sources(args: argparse.Namespace) -> list[tuple[str, bytes]]:
+    """Where the prompt comes from, and its bytes. Raises InputError if there are none."""
+    found = [("the prompt", os.fsencode(" ".join(args.prompt)))]
+    if args.file is not None:
+        found.append((args.file, _read(args.file)))
+    found.append(("stdin", _piped()))
+    found = [(where, data) for where, data in found if data]
+    if not found:
+        raise InputError("an empty prompt; give a text as argument, with -f FILE or through a pipe")
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise MissingFile(path, "no such file; wanted the text to continue") from None
+    except IsADirectoryError:
+        raise NotAFile(path, "is a folder; wanted a file with the text to continue") from None
+    except PermissionError:
+        raise NoPermission(path, "may not be read by this user") from None
+
+
+def _piped() -> bytes:
+    """All of stdin, unless it is a terminal, closed or unreadable."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    with Job("waiting for the rest of the prompt on stdin; without one, add </dev/null"):
+        try:
+            return sys.stdin.buffer.read()
+        except OSError:
+            return b""
+
+
+def _joined(sources: list[tuple[str, bytes]], raw: bool) -> str | bytes:
+    """The prompt: bytes for a tokenizer that takes any (`raw`), else text. Raises InputError for what is not UTF-8."""
+    if raw:
+        return b"\n".join(data for _, data in sources)
+    texts = []
+    for where, data in sources:
+        try:
+            texts.append(data.decode())
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} (0x{data[error.start]:02x})"
+            raise InputError(
+                f"{where}: {byte} is not valid UTF-8; only the bytes tokenizer takes such a prompt"
+            ) from None
+    return "\n".join(texts)
+
+
+def _shown(prompt: str | bytes) -> str:
+    return prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
+
+
+def _patiently(job: Job, stream: Any) -> Iterator[str]:
+    """The stream's pieces, with `job` watching over the wait for the first."""
+    pieces = iter(stream)
+    with job:
+        first = next(pieces, "")
+    yield first
+    yield from pieces
+
+
+def _report(args: argparse.Namespace, model: Any, prompt: str | bytes, stream: Any, text: str) -> dict[str, Any]:
+    return {
+        "model": args.model,
+        "backend": model.backend,
+        **({"prompt": _shown(prompt)} if args.echo else {}),
+        "text": text,
+        "tokens": stream.tokens,
+        "stop_reason": stream.stop_reason or "interrupt",
+        "seed": stream.sampler.seed,
+        "prompt_tokens": stream.prompt_tokens,
+        "prefill_seconds": stream.prefill_seconds,
+        "decode_seconds": stream.decode_seconds,
+    }
+
+
+def _print_speed(stream: Any) -> None:
+    prefill = stream.prompt_tokens / max(stream.prefill_seconds, 1e-9)
+    decode = len(stream.tokens) / max(stream.decode_seconds, 1e-9)
+    print(
+        f"rookery: prompt {stream.prompt_tokens} tokens, {prefill:.1f} tokens/s; "
+        f"new {len(stream.tokens)} tokens, {decode:.1f} tokens/s; seed {stream.sampler.seed}",
+        file=sys.stderr,
+    )

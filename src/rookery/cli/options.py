@@ -1,0 +1,138 @@
+"""Flags that mean the same in every command, each stated once. Imports nothing heavy: `--help` must be quick."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from rookery.errors import InputError
+
+# name: (type, default, metavar, what); the defaults are those of rookery.Sampling, and a test holds them together
+SAMPLING: dict[str, tuple[type, object, str, str]] = {
+    "temperature": (
+        float,
+        1.0,
+        "T",
+        "odds among the tokens left after the cuts are raised to 1/T; 0 takes the likeliest",
+    ),
+    "top_p": (float, 0.85, "P", "keep the likeliest tokens that together reach P; 1 keeps all"),
+    "top_k": (int, 0, "K", "keep at most K tokens; 0 keeps all"),
+    "min_p": (float, 0.0, "P", "keep tokens at least P times as likely as the likeliest"),
+    "typical_p": (float, 1.0, "P", "keep the tokens of most typical surprise that together reach P; 1 keeps all"),
+    "presence": (float, 0.0, "X", "what a token that was generated before loses"),
+    "frequency": (float, 0.0, "X", "what it loses more for every time"),
+    "penalty": (str, "rwkv", "RULE", "how these two add up and fade: rwkv, rapid or openai"),
+    "decay": (float, 0.996, "X", "how they fade with each token (rwkv: the counts, rapid: all, openai: nothing)"),
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """`-n, --max-tokens N` in every Python version, so that docs/help.md does not depend on it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+        return ", ".join(action.option_strings) + value
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is an InputError."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog,
+            f"{prog} {usage}",
+            description,
+            epilog,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help="show this page")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
+def whole(least: int) -> Any:
+    """An argparse type: a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return value
+
+    return number
+
+
+def add_general(parser: Parser, json: str = "") -> None:
+    """--debug, and --json where a command has it."""
+    if json:
+        parser.add_argument("--json", action="store_true", help=json)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_model(parser: Parser) -> None:
+    """What to run and how: the arguments of rookery.load."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m",
+        "--model",
+        default="gosling",
+        metavar="FILE",
+        help="a .pth, .safetensors or rwkv.cpp .bin file (default: gosling, the packaged model)",
+    )
+    group.add_argument(
+        "--tokenizer", metavar="NAME", help="bytes, utf16le, world or a vocabulary file (default: the model's own)"
+    )
+    group.add_argument("--backend", default="auto", metavar="NAME", help="auto, reference or torch (default: auto)")
+    group.add_argument(
+        "--dtype", metavar="TYPE", help="what the back end computes in, float32 or float64 (default: its own choice)"
+    )
+    group.add_argument(
+        "-t", "--threads", type=whole(1), metavar="N", help="threads of the back end (default: its own choice)"
+    )
+
+
+def add_sampling(parser: Parser) -> None:
+    """How tokens are chosen, in the order in which the settings act (see rookery.sampling)."""
+    group = parser.add_argument_group("sampling")
+    for name, (kind, default, metavar, what) in SAMPLING.items():
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{what} (default: {default})")
+    group.add_argument(
+        "--seed", type=whole(0), metavar="N", help="the same text again, whatever the machine (default: drawn anew)"
+    )
+
+
+def sampling(args: argparse.Namespace) -> Any:
+    """The rookery.Sampling that the flags describe. Raises InputError."""
+    from rookery.sampling import Sampling
+
+    return Sampling(**{name: getattr(args, name) for name in SAMPLING})
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The rookery.Model that the flags of `add_model` describe."""
+    import rookery
+
+    return rookery.load(
+        args.model, backend=args.backend, threads=args.threads, dtype=args.dtype, tokenizer=args.tokenizer
+    )
+
+
+def packaged(name: str) -> str:
+    """The path of a model file; "gosling" is the packaged one."""
+    from importlib.resources import files
+
+    from rookery.model import PACKAGED
+
+    return str(files("rookery.models") / PACKAGED[name]) if name in PACKAGED else name
