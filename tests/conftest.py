@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# The test models are tiny: threads of BLAS and torch would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _place = Path(os.environ.get("ROOKERY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SHARED: Path | None = _place if _place.is_dir() else None
 

@@ -108,6 +108,23 @@ def test_an_end_token_ends_only_where_the_tokenizer_has_one() -> None:
     assert (ended.stop_reason, ended.tokens) == ("end", [])
 
 
+def test_rows_of_the_head_without_a_token_are_never_drawn() -> None:
+    class Half(type(rookery.tokenizer.Bytes())):  # type: ignore[misc]
+        """Bytes, of which only the even ones are tokens."""
+
+        def token_bytes(self, id: int) -> bytes:
+            if id % 2:
+                raise errors.TokenError(f"{id} is no token")
+            return super().token_bytes(id)
+
+    path = FIXTURES / "v7.safetensors"
+    for settings in ({"temperature": 0}, {"top_p": 1.0, "seed": 1}):
+        stream = rookery.load(path, tokenizer=Half()).stream([7], max_tokens=20, **settings)
+        list(stream)
+        assert len(stream.tokens) == 20
+        assert not any(token % 2 for token in stream.tokens)
+
+
 def test_no_tokens_asked_for_reads_the_prompt_alone(v7: rookery.Model) -> None:
     stream = v7.stream([1, 2, 3], max_tokens=0)
     assert list(stream) == []

@@ -239,10 +239,14 @@ class Stream:
             if token == tokenizer.end:
                 self.stop_reason = "end"
                 break
+            try:
+                piece = text.push(token)
+            except TokenError:  # a row of the head for which the vocabulary has no token: draw again without it
+                logits = np.where(np.arange(len(logits)) == token, -np.inf, logits)
+                continue
             self.sampler.accept(token)
             self.tokens.append(token)
             self._pending = token
-            piece = text.push(token)
             if len(self.tokens) < self._max:
                 logits = self._feed()
             self.decode_seconds += time.perf_counter() - begin

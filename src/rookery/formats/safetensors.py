@@ -16,7 +16,7 @@ from rookery.formats.atomic import atomic_write
 from rookery.formats.raw import brief, check_size, json_object, text_map
 from rookery.formats.tensor import Array, Tensor
 
-MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER = 2**24  # the format allows 100 MB, which as JSON objects takes gigabytes; a large RWKV needs 0.3 MB
 ALIGNMENT = 64  # of the first tensor, so that a mapped file starts on a cache line
 METADATA = "__metadata__"
 

@@ -61,8 +61,9 @@ class Tensor:
         return blocks.decode(self.dtype, self.data, self.shape)
 
     def float32(self) -> Array:
-        """The values as float32 (f64 is rounded, all else exact)."""
-        return self.array().astype(np.float32, copy=False)
+        """The values as float32 (f64 is rounded, to infinity where it must; all else exact)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.array().astype(np.float32, copy=False)
 
     def reshape(self, *shape: int) -> Tensor:
         """The same bytes under another shape of the same size."""
