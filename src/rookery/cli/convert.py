@@ -14,8 +14,9 @@ def parser() -> options.Parser:
     made = options.Parser(
         "rookery convert",
         "[options] IN OUT",
-        "Write a model in another format. Values never change, except that quantised blocks, which these formats\n"
-        "cannot hold, become float32. OUT is complete or untouched, whenever the work is cut short.",
+        "Write a model in another format. Values never change, except that quantised\n"
+        "blocks, which these formats cannot hold, become float32. OUT is complete or\n"
+        "untouched, whenever the work is cut short.",
     )
     made.add_argument("source", metavar="IN", help="a .pth, .safetensors or rwkv.cpp .bin file")
     made.add_argument("target", metavar="OUT", help="the file to write")

@@ -21,9 +21,9 @@ def parser() -> options.Parser:
         "rookery generate",
         "[options] [PROMPT ...]",
         "Continue a text.\n\n"
-        "The prompt is what the arguments say, then the file of -f, then what is piped into stdin, joined by line\n"
-        "ends. A single source is taken exactly as it is, its last line end included. Only the continuation is\n"
-        "printed, and on stderr the speed.",
+        "The prompt is the arguments, then the file of -f, then what is piped into\n"
+        "stdin, joined by line ends. A single source is taken exactly as it is, its\n"
+        "last line end included. The continuation is printed, and on stderr the speed.",
     )
     made.add_argument("prompt", nargs="*", metavar="PROMPT", help="the text to continue; several are joined by spaces")
     made.add_argument("-f", "--file", metavar="FILE", help="a file with the text to continue")
