@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,13 @@ HEAVY = {
     "torch", "fastapi", "starlette", "uvicorn", "pydantic", "matplotlib", "jinja2", "rich", "prompt_toolkit",
     "transformers", "safetensors", "redis", "ray", "llguidance", "pyrwkv_tokenizer", "tokenizers",
 }  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not os.environ.get("ROOKERY_ALL_EXTRAS"), reason="wants every extra installed; .ci/run sets ROOKERY_ALL_EXTRAS"
+)
+def test_every_extra_is_here_and_could_have_been_imported() -> None:
+    assert {name for name in HEAVY if importlib.util.find_spec(name) is None} == set()
 
 
 @pytest.mark.parametrize(
