@@ -192,6 +192,21 @@ def test_the_group_norm_eps_is_kept_and_overridden(tmp_path: Path) -> None:
     assert np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.parametrize("said", ["many", "nan", "-1", "0"])
+def test_an_epsilon_that_is_none(said: str, tmp_path: Path) -> None:
+    formats.write(tmp_path / "x.safetensors", tensors("v6"), {"rookery.group_norm_eps": said})
+    with pytest.raises(errors.InputError, match="group_norm_eps"):
+        weights.load(tmp_path / "x.safetensors")
+
+
+def test_a_model_file_cannot_make_us_open_another_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("1 'a' 1\n")
+    formats.write(tmp_path / "x.safetensors", tensors("v6"), {"rookery.tokenizer": str(tmp_path / "secret")})
+    model = rookery.load(tmp_path / "x.safetensors")
+    with pytest.raises(errors.TokenizerError, match="unknown tokenizer"):
+        _ = model.tokenizer
+
+
 # The recipe of training.md 1.2, 1.3 by name: (learning-rate scale, weight decay)
 GROUPS = {
     "7": {"att.w0": (2, False), "att.w1": (1, False), "att.key.weight": (1, True), "att.r_k": (1, False)},

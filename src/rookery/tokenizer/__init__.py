@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _native.check()
 
 _HOME = {"Bytes": "simple", "StreamDecoder": "stream", "UTF16LE": "simple", "World": "world"}
-_NAMED = {"bytes": "Bytes", "utf16le": "UTF16LE", "world": "World"}
+NAMES = {"bytes": "Bytes", "utf16le": "UTF16LE", "world": "World"}
 
 __all__ = ["UTF16LE", "Bytes", "StreamDecoder", "Tokenizer", "World", "load"]
 
@@ -60,15 +60,15 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
 
     Raises TokenizerError, and FileError for a path that cannot be read.
     """
-    if isinstance(name, str) and name in _NAMED:
-        tokenizer: Tokenizer = __getattr__(_NAMED[name])()
+    if isinstance(name, str) and name in NAMES:
+        tokenizer: Tokenizer = __getattr__(NAMES[name])()
         return tokenizer
     from rookery.tokenizer.world import World
 
     try:
         return World(name)
     except errors.MissingFile:
-        wanted = f"{', '.join(_NAMED)} or the path of a vocabulary file"
+        wanted = f"{', '.join(NAMES)} or the path of a vocabulary file"
         raise errors.MissingFile(name, f"is neither a tokenizer nor a file; wanted {wanted}") from None
 
 

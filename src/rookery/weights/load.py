@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import nan
 from types import SimpleNamespace
 from typing import Any
 
 from rookery import formats
 from rookery.architecture import VERSIONS, Config, Param, version
-from rookery.errors import MissingTensor, UnknownArchitecture, WrongShape
+from rookery.errors import InputError, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
 
@@ -76,12 +77,23 @@ def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> W
         tensors = names.from_ggmf(tensors, major)
     try:
         config = VERSIONS[{"5": "5.2"}.get(major, major)].config(_Shapes(file.path, tensors))
-        eps = group_norm_eps if group_norm_eps is not None else file.metadata.get("rookery.group_norm_eps")
-        config = config.with_eps(None if eps is None else float(eps))
         table = version(config).params(config)
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise WrongShape(f"{file.path}: its tensor shapes make no RWKV-{major} ({error})") from None
+    config = config.with_eps(_eps(file, group_norm_eps))
     return Weights(file.path, file.format, config, _checked(file.path, table, tensors), file.metadata)
+
+
+def _eps(file: formats.File, asked: float | None) -> float | None:
+    """The epsilon asked for, else the one in the file's metadata, else None."""
+    said = file.metadata.get("rookery.group_norm_eps") if asked is None else asked
+    try:
+        eps = None if said is None else float(said)
+    except ValueError:
+        eps = nan
+    if eps is not None and not 0 < eps < 1:
+        raise InputError(f"{file.path}: group_norm_eps {said!r}: a number between 0 and 1 is wanted (usual: 64e-5)")
+    return eps
 
 
 def _checked(path: str, table: list[Param], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
