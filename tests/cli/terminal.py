@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,16 @@ class Result(NamedTuple):
     err: str
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with stdout buffered as it is for a user: what is left in the buffer is half of the trouble."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
+
+
 def start(*args: object, **options: Any) -> subprocess.Popen[bytes]:
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-m", "rookery", *map(str, args)], **pipes)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, "-m", "rookery", *map(str, args)], **{**pipes, "env": environment(), **options}
+    )
 
 
 def finish(process: subprocess.Popen[bytes], stdin: bytes | None = None) -> Result:

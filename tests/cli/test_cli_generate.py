@@ -190,6 +190,30 @@ def test_an_interrupted_job_prints_what_it_has(rookery: Any, monkeypatch: pytest
     assert (code, out, err) == (130, cut["text"] + "\n", "")
 
 
+def test_each_piece_is_shown_at_once_and_the_last_line_is_ended(rookery: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buffered(io.StringIO):
+        shown = ""
+
+        def flush(self) -> None:
+            self.shown = self.getvalue()
+
+    screen = Buffered()
+    words: list[str] = []
+
+    def pieces(job: Job, stream: Any) -> Any:
+        for word in words:
+            yield word
+            assert screen.shown.endswith(word)
+
+    monkeypatch.setattr(generate, "_patiently", pieces)
+    monkeypatch.setattr(sys, "stdout", screen)
+    for words[:], shown in ((["a", "b"], "ab\n"), (["a", "b\n"], "ab\n"), ([], "\n")):
+        screen.truncate(0)
+        screen.seek(0)
+        assert rookery(*SHORT, "x").code == 0
+        assert screen.shown == shown
+
+
 class Screen(io.StringIO):
     """A stderr that tells when something was written."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import BYTES, MODEL, check_mistake, finish, start
+from terminal import BYTES, MODEL, check_mistake, environment, finish, start
 
 import rookery as package
 from rookery.cli import generate
@@ -129,7 +129,9 @@ def test_a_full_disk(args: list[str]) -> None:
 def test_streams_closed_from_the_start() -> None:
     command = " ".join([sys.executable, "-m", "rookery", "info", MODEL])
     for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
-        done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=120, check=True)
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=120, check=True, env=environment()
+        )
         assert done.stderr == b""
 
 
@@ -149,7 +151,7 @@ def test_ctrl_c_ends_quietly_and_leaves_whole_text() -> None:
 def test_a_terminal_without_the_letters(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt"
     prompt.write_text("白嘴鸦")
-    process = start("generate", *BYTES, "--echo", "-n", 2, "-f", prompt, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    process = start("generate", *BYTES, "--echo", "-n", 2, "-f", prompt, env=environment(PYTHONIOENCODING="ascii"))
     code, out, _ = finish(process)
     assert code == 0
     assert out.startswith("???")
