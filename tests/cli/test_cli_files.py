@@ -68,6 +68,8 @@ def test_info_says_which_tokenizer(rookery: Any) -> None:
     facts = info.describe(file, 1, fingerprint=False)
     assert facts["tokenizer"] == {"name": "bytes", "source": "file"}
     assert "tokenizer    bytes\n" in info.page(facts)
+    facts["tokenizer"] = {"name": "\x1b]0;hostile\x07", "source": "file"}
+    assert r"tokenizer    \x1b]0;hostile\x07" in info.page(facts)
     facts["tokenizer"] = {"name": "world", "source": "guess"}
     assert "world (a guess" in info.page(facts)
 

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rookery.cli import options
+from rookery.cli.main import printable
 from rookery.cli.progress import Job
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def page(facts: dict[str, Any]) -> str:
         "fingerprint": facts["fingerprint"] or "not computed; --fingerprint reads the whole file",
         "lineage": facts["lineage"] if facts["lineage"] != facts["fingerprint"] else None,
     }
-    lines = [f"{label:<12} {value}" for label, value in rows.items() if value]
+    # Some of it is the file's own words, which must not reach a terminal as codes.
+    lines = [f"{label:<12} {printable(value)}" for label, value in rows.items() if value]
     lines += ["", f"{'class':<12} {'type':<6} {'tensors':>7} {'parameters':>15} {'MB':>9}"]
     lines += [
         f"{r['class']:<12} {r['dtype']:<6} {r['tensors']:>7} {r['parameters']:>15,} {r['bytes'] / 1e6:>9.2f}"
