@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ Tokens = int | Sequence[int] | Array
 Progress = Callable[[int, int], None]  # tokens read so far, tokens in all
 
 CHUNK = 256  # rows of one step: bounds memory, and lets Ctrl-C through
-PACKAGED = {"gosling": "gosling.safetensors"}
 
 
 def load(
@@ -45,8 +43,7 @@ def load(
     `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, or an object; default: what the file says.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.
     """
-    source = files("rookery.models") / PACKAGED[path] if isinstance(path, str) and path in PACKAGED else path
-    weights = weights_room.load(str(source), group_norm_eps=group_norm_eps)
+    weights = weights_room.load(path, group_norm_eps=group_norm_eps)
     made = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
     run = runner(weights, backend, threads=threads, device=device, dtype=dtype)
     return Model(weights, run, made)

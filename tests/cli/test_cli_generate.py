@@ -56,8 +56,9 @@ def test_where_the_prompt_comes_from(rookery: Any, tmp_path: Path) -> None:
     assert echoed("one", "two") == "one two"
     assert echoed("-f", file) == "from file\n"
     assert echoed(stdin=b"piped\n") == "piped\n"
-    assert echoed("one", stdin=b"piped") == "one\npiped"
-    assert echoed("one", "-f", file, stdin=b"piped") == "one\nfrom file\n\npiped"
+    assert echoed("one", stdin=b"piped") == "one"
+    assert echoed("one", "-", stdin=b"piped") == "one\npiped"
+    assert echoed("one", "-", "-f", file, stdin=b"piped") == "one\nfrom file\n\npiped"
     assert finish(start(*SHORT, "--echo", stdin=subprocess.PIPE), b"piped").out.startswith("piped")
 
 

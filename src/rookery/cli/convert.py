@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from rookery import formats, weights
 
     with Job(f"converting {args.source}"):
-        weights.convert(options.packaged(args.source), args.target, to=args.to, force=args.force)
+        weights.convert(args.source, args.target, to=args.to, force=args.force)
     written, size = formats.detect(args.target), os.path.getsize(args.target)
     if args.json:
         print(json.dumps({"source": args.source, "target": args.target, "format": written, "bytes": size}))

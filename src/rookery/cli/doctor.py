@@ -120,8 +120,8 @@ def _cpu() -> tuple[bool, str]:
 def _packaged_model() -> tuple[bool, str]:
     from rookery import weights
 
-    path = options.packaged("gosling")
-    return True, f"{weights.load(path).config.name}, {Path(path).stat().st_size / 1e6:.1f} MB"
+    model = weights.load("gosling")
+    return True, f"{model.config.name}, {Path(model.path).stat().st_size / 1e6:.1f} MB"
 
 
 def _world() -> tuple[bool, str]:

@@ -21,11 +21,12 @@ def parser() -> options.Parser:
         "rookery generate",
         "[options] [PROMPT ...]",
         "Continue a text.\n\n"
-        "The prompt is the arguments, then the file of -f, then what is piped into\n"
-        "stdin, joined by line ends. A single source is taken exactly as it is, its\n"
-        "last line end included. The continuation is printed, and on stderr the speed.",
+        "The prompt is the arguments, else the file of -f, else what is piped into stdin;\n"
+        "of several they are joined by line ends, and the argument - asks for stdin too.\n"
+        "A single source is taken exactly as it is, its last line end included.\n"
+        "The continuation is printed, and on stderr the speed.",
     )
-    made.add_argument("prompt", nargs="*", metavar="PROMPT", help="the text to continue; several are joined by spaces")
+    made.add_argument("prompt", nargs="*", metavar="PROMPT", help="the text to continue; - stands for stdin")
     made.add_argument("-f", "--file", metavar="FILE", help="a file with the text to continue")
     made.add_argument(
         "-n", "--max-tokens", type=options.whole(0), default=256, metavar="N", help="tokens at most (default: 256)"
@@ -70,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _sources(args: argparse.Namespace) -> list[tuple[str, bytes]]:
     """Where the prompt comes from, and its bytes. Raises InputError if there are none."""
-    found = [("the prompt", os.fsencode(" ".join(args.prompt)))]
+    found = [("the prompt", os.fsencode(" ".join(word for word in args.prompt if word != "-")))]
     if args.file is not None:
         found.append((args.file, _read(args.file)))
-    found.append(("stdin", _piped()))
+    if "-" in args.prompt or not (args.prompt or args.file):  # else an idle pipe would be waited for, for ever
+        found.append(("stdin", _piped()))
     found = [(where, data) for where, data in found if data]
     if not found:
         raise InputError("an empty prompt; give a text as argument, with -f FILE or through a pipe")
@@ -96,7 +98,7 @@ def _piped() -> bytes:
     """All of stdin, unless it is a terminal, closed or unreadable."""
     if sys.stdin is None or sys.stdin.isatty():
         return b""
-    with Job("waiting for the rest of the prompt on stdin; without one, add </dev/null"):
+    with Job("waiting for the prompt on stdin"):
         try:
             return sys.stdin.buffer.read()
         except OSError:

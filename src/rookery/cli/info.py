@@ -40,10 +40,9 @@ def parser() -> options.Parser:
 def run(args: argparse.Namespace) -> int:
     from rookery import weights
 
-    path = options.packaged(args.file)
     with Job(f"reading {args.file}"):
-        model = weights.load(path)
-        size = os.path.getsize(path)
+        model = weights.load(args.file)
+        size = os.path.getsize(model.path)
         facts = describe(model, size, fingerprint=args.fingerprint or size < CHEAP)
     print(json.dumps(facts, indent=2) if args.json else page(facts))
     return 0

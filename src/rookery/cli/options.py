@@ -127,12 +127,3 @@ def load_model(args: argparse.Namespace) -> Any:
     return rookery.load(
         args.model, backend=args.backend, threads=args.threads, dtype=args.dtype, tokenizer=args.tokenizer
     )
-
-
-def packaged(name: str) -> str:
-    """The path of a model file; "gosling" is the packaged one."""
-    from importlib.resources import files
-
-    from rookery.model import PACKAGED
-
-    return str(files("rookery.models") / PACKAGED[name]) if name in PACKAGED else name

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rookery.weights.convert import convert
-from rookery.weights.load import Weights, load, tree
+from rookery.weights.load import Weights, load, locate, tree
 
-__all__ = ["Weights", "convert", "load", "tree"]
+__all__ = ["Weights", "convert", "load", "locate", "tree"]

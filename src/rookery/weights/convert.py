@@ -7,7 +7,7 @@ import os
 from rookery import formats
 from rookery.errors import CannotWrite
 from rookery.formats.tensor import NUMPY, Tensor
-from rookery.weights.load import load
+from rookery.weights.load import load, locate
 
 
 def convert(
@@ -18,8 +18,9 @@ def convert(
     Values never change, except that block types, which these formats cannot hold, become float32.
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
+    source = locate(source)
     if os.path.exists(target):
-        if os.path.samefile(source, target):
+        if os.path.exists(source) and os.path.samefile(source, target):
             raise CannotWrite(target, "is the source itself; name another file")
         if not force:
             raise CannotWrite(target, "exists already; --force overwrites it")

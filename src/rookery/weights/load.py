@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
 from math import nan
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from rookery.errors import InputError, MissingTensor, UnknownArchitecture, Wrong
 from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
 
+PACKAGED = {"gosling": "gosling.safetensors"}
 MIX_EPS = 1e-5  # of every LayerNorm
 
 
@@ -64,13 +66,20 @@ class _Shapes(dict[str, tuple[int, ...]]):
         raise MissingTensor(f"{self.path}: has no tensor {name}")
 
 
+def locate(path: str | os.PathLike[str]) -> str:
+    """The path of a model file; "gosling" is the packaged one."""
+    if isinstance(path, str) and path in PACKAGED:
+        return str(files("rookery.models") / PACKAGED[path])
+    return os.fspath(path)
+
+
 def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> Weights:
-    """Read a model file of any known format.
+    """Read a model file of any known format, or the packaged model "gosling".
 
     `group_norm_eps` overrides ln_x's epsilon (64e-5 unless the file's metadata says otherwise; rwkv.cpp ran v5
     with 1e-5). Raises FileError and ModelError subclasses.
     """
-    file = formats.read(path)
+    file = formats.read(locate(path))
     tensors = names.without_prefix(file.tensors)
     major = detect.major(tensors, file.path)
     if file.format == "ggmf":
