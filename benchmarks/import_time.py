@@ -1,6 +1,6 @@
 """Seconds to import: NumPy, Rookery, and Rookery with all it needs to run a model. Interleaved, medians.
 
-    python benchmarks/import_time.py [--repeats 15] [--json]
+python benchmarks/import_time.py [--repeats 15] [--json]
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ STATEMENTS = {
     "numpy": "import numpy",
     "rookery": "import rookery",
     "rookery, in use": "import rookery; rookery.load, rookery.State, rookery.tokenizer",
-    "rookery --help": "from rookery.cli.main import main; main(['--help'])",
+    "rookery --help": "from rookery.cli.main import main; raise SystemExit(main(['--help']))",
 }
 
 
 def seconds(statement: str) -> float:
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=False, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", statement], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
 
 

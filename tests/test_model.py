@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +173,45 @@ def test_a_model_without_a_known_tokenizer_loads_and_says_so_when_asked() -> Non
     model.forward([1, 2])
     with pytest.raises(errors.TokenizerError, match="--tokenizer bytes"):
         _ = model.tokenizer
+
+
+def test_batches_in_chunks_are_each_alone_to_the_bit(v7: rookery.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rookery.model.CHUNK", 4)
+    prompts = [[1, 2, 3], list(range(9)), [7], list(range(40, 52))]
+    for every in (False, True):
+        for prompt, (logits, state) in zip(prompts, v7.forward_batch(prompts, every=every), strict=True):
+            alone, after = v7.forward(prompt, every=every)
+            assert np.array_equal(logits, alone)
+            assert np.array_equal(state.vector(), after.vector())
+    assert v7.forward_batch([]) == []
+
+
+def test_memory_does_not_grow_with_the_text(v7: rookery.Model) -> None:
+    def peak(tokens: int) -> int:
+        tracemalloc.start()
+        for _ in v7.stream([1], max_tokens=tokens, seed=1):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(10)
+    assert peak(2000) - peak(200) < 1800 * 64  # the list of ids, and nothing of the model
+
+
+@pytest.mark.parametrize(("path", "words"), [("goslin", "gosling"), ("https://x.org/m.pth", "download it")])
+def test_paths_that_are_none(path: str, words: str) -> None:
+    with pytest.raises(errors.MissingFile, match=words):
+        rookery.load(path)
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr.decode()
+    assert len(run.stdout) > 100
+    assert (tmp_path / "talk.safetensors").exists()
 
 
 def test_the_packaged_model_speaks() -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rookery.architecture import Config
 from rookery.backends import Runner, runner
 from rookery.errors import InputError, StateError, TokenError, TokenizerError
 from rookery.sampling import Sampler, Sampling, free_tokens
-from rookery.state import State, layers, size
+from rookery.state import State, layers, shapes, size
 from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
 
@@ -39,12 +40,13 @@ def load(
 ) -> Model:
     """Open a model: "gosling" (the packaged one) or a .pth, .safetensors or rwkv.cpp .bin file.
 
-    `backend`: "auto", "reference", "torch". `dtype`: "float32", and what else the back end computes in.
+    `backend`: "auto", "reference", "torch". `dtype`: "float32" or "float64". `device` ("cpu", "cuda") and `threads`
+    act on torch; NumPy's threads are those of its BLAS (OPENBLAS_NUM_THREADS).
     `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, or an object; default: what the file says.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.
     """
     weights = weights_room.load(path, group_norm_eps=group_norm_eps)
-    made = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    made = tokenizers.load(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
     run = runner(weights, backend, threads=threads, device=device, dtype=dtype)
     return Model(weights, run, made)
 
@@ -71,8 +73,15 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer given to `load`, else the one the file names, else the one its vocabulary size gives away."""
-        if self._tokenizer is not None:
-            return self._tokenizer
+        tokenizer = self._known_tokenizer() if self._tokenizer is None else self._tokenizer
+        if tokenizer.vocab_size > self.config.n_vocab:
+            raise TokenizerError(
+                f"{self.weights.path}: the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model "
+                f"only {self.config.n_vocab}; name another: --tokenizer bytes|utf16le|world|FILE"
+            )
+        return tokenizer
+
+    def _known_tokenizer(self) -> Tokenizer:
         name = self.weights.metadata.get("rookery.tokenizer") or ("world" if self.config.n_vocab == 65536 else None)
         if name not in tokenizers.NAMES:  # never a path: a model file must not choose what else is opened
             said = f"names an unknown tokenizer {name[:40]!r}" if name else "says nothing of its tokenizer"
@@ -93,7 +102,7 @@ class Model:
 
     def check(self, state: State, allow_lineage: bool = False) -> None:
         """StateError unless `state` is this model's (or, if allowed, of another quantisation of it)."""
-        if state.flat.size != self.state_size:
+        if shapes(state.config) != shapes(self.config):
             raise StateError(f"the state is of {state.config.name} of another size, not of {self.weights.path}")
         if state.origin is self.weights or state.origin.fingerprint == self.weights.fingerprint:
             return
@@ -101,37 +110,44 @@ class Model:
             raise StateError(f"the state was made by another model than {self.weights.path}")
         if not allow_lineage:
             raise StateError(
-                f"the state was made by another quantisation of {self.weights.path}; allow_lineage=True accepts it"
+                f"the state was made by another quantisation of {self.weights.path}; "
+                "State.load(file, model, allow_lineage=True) accepts it"
             )
 
     def forward(
         self, tokens: Tokens, state: State | None = None, every: bool = False, progress: Progress | None = None
     ) -> tuple[Array, State]:
-        """Feed one or more token ids; the logits after the last, float32 [V] (every=True: [T,V]), and the new state.
+        """Feed one or more token ids; the logits after the last, [V] (every=True: [T,V]), and the new state.
 
-        A passed state is never changed. Raises InputError for no tokens, TokenError for an id outside [0,V),
-        StateError for another model's state.
+        Both are of the back end's dtype, float32 unless asked otherwise. A passed state is never changed. Raises
+        InputError for no tokens, TokenError for an id outside [0,V), StateError for another model's state.
         """
-        ids = self._ids(tokens)
-        state = self._own(state)
-        out: list[Array] = []
-        for at in range(0, len(ids), CHUNK):
-            if progress:
-                progress(at, len(ids))
-            (logits,) = self.runner.step([ids[at : at + CHUNK]], [state.flat], every)
-            out.append(logits)
-        return (np.concatenate(out) if every else out[-1]), state
+        return self._forward([self._ids(tokens)], [self._own(state)], every, progress)[0]
 
     def forward_batch(
         self, tokens: Sequence[Tokens], states: Sequence[State | None] | None = None, every: bool = False
     ) -> list[tuple[Array, State]]:
-        """`forward` for several sequences of any lengths in one step."""
+        """`forward` for several sequences of any lengths, side by side."""
         ids = [self._ids(t) for t in tokens]
-        own = [self._own(s) for s in (states or [None] * len(ids))]
+        own = [self._own(s) for s in ([None] * len(ids) if states is None else states)]
         if len(own) != len(ids):
             raise InputError(f"{len(ids)} token lists but {len(own)} states")
-        logits = self.runner.step(ids, [s.flat for s in own], every) if ids else []
-        return list(zip(logits, own, strict=True))
+        return self._forward(ids, own, every)
+
+    def _forward(
+        self, ids: Sequence[Array], states: Sequence[State], every: bool, progress: Progress | None = None
+    ) -> list[tuple[Array, State]]:
+        """Steps of at most CHUNK rows a sequence, over the sequences that have any left; `states` are changed."""
+        out: list[list[Array]] = [[] for _ in ids]
+        longest = max(map(len, ids), default=0)
+        for at in range(0, longest, CHUNK):
+            if progress:
+                progress(at, longest)
+            active = [b for b, rows in enumerate(ids) if len(rows) > at]
+            chunk = [ids[b][at : at + CHUNK] for b in active]
+            for b, logits in zip(active, self.runner.step(chunk, [states[b].flat for b in active], every), strict=True):
+                out[b] = [*out[b], logits] if every else [logits]
+        return [(np.concatenate(rows) if every else rows[-1], s) for rows, s in zip(out, states, strict=True)]
 
     def stream(
         self,
@@ -152,7 +168,7 @@ class Model:
         for name in settings:
             if name not in Sampling.names():
                 raise InputError(f"no sampling setting {name!r}: choose from {', '.join(Sampling.names())}")
-        if not isinstance(max_tokens, int) or max_tokens < 0:
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 0:
             raise InputError(f"max_tokens {max_tokens!r}: a whole number, 0 or more, is wanted")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str | bytes) else prompt
         return Stream(self, self._ids(ids), max_tokens, sampling or Sampling(**settings), seed, state, progress)
@@ -162,7 +178,10 @@ class Model:
         return "".join(self.stream(prompt, max_tokens, **settings))
 
     def _ids(self, tokens: Tokens) -> npt.NDArray[np.int64]:
-        ids = np.atleast_1d(np.asarray(tokens))
+        try:
+            ids = np.atleast_1d(np.asarray(tokens))
+        except ValueError:
+            raise InputError("tokens must be whole numbers in one list, not lists of several lengths") from None
         if ids.size == 0:
             raise InputError("an empty prompt: give at least one token")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -206,6 +225,7 @@ class Stream:
         self.sampler = Sampler(sampling, model.config.n_vocab, seed, free=free_tokens(model.tokenizer.encode))
         self._model, self._max = model, max_tokens
         self._pending: Tokens | None = prompt  # drawn or given, and not yet fed
+        self._logits: Array | None = None  # after all that was fed
         self._state, self._progress = state, progress
         self._pieces = self._run()
 
@@ -220,27 +240,28 @@ class Stream:
         return self._state
 
     def _feed(self) -> Array | None:
-        if self._pending is None:
-            return None
-        logits, self._state = self._model.forward(self._pending, self._state, progress=self._progress)
-        self._pending = self._progress = None
-        return logits
+        if self._pending is not None:
+            self._logits, self._state = self._model.forward(self._pending, self._state, progress=self._progress)
+            self._pending = self._progress = None
+        return self._logits
 
     def _run(self) -> Iterator[str]:
         tokenizer, text = self._model.tokenizer, self._model.tokenizer.stream()
+        known = np.arange(self._model.config.n_vocab) < tokenizer.vocab_size  # rows of the head that have a token
         begin = time.perf_counter()
         logits = self._feed()
         self.prefill_seconds = time.perf_counter() - begin
         while logits is not None and len(self.tokens) < self._max:
             begin = time.perf_counter()
+            logits = np.where(known, logits, -np.inf)
             token = self.sampler.sample(logits)
             if token == tokenizer.end:
                 self.stop_reason = "end"
                 break
             try:
                 piece = text.push(token)
-            except TokenError:  # a row of the head for which the vocabulary has no token: draw again without it
-                logits = np.where(np.arange(len(logits)) == token, -np.inf, logits)
+            except TokenError:  # a gap in the vocabulary: draw again without it
+                known[token] = False
                 continue
             self.sampler.accept(token)
             self.tokens.append(token)

@@ -112,7 +112,7 @@ class State:
         return State(self.config, self.flat.copy(), self.origin)
 
     def delta(self, other: State) -> float:
-        """L2 distance over sqrt(n)."""
+        """L2 distance over sqrt(n). In v4 the exponents count too, and an empty state's are -1e30."""
         self._same_shape(other)
         d = self.flat.astype(np.float64) - other.flat
         return float(np.sqrt((d * d).mean()))
@@ -130,8 +130,13 @@ class State:
         return out
 
     def mix(self, other: State, share: float) -> State:
-        """(1 - share) of this state and share of the other; v4's sums are brought to one exponent first."""
+        """(1 - share) of this state and share of the other; v4's sums are brought to one exponent first.
+
+        Raises StateError for states of two models.
+        """
         self._same_shape(other)
+        if self.origin is not other.origin and self.origin.lineage != other.origin.lineage:
+            raise StateError("states of two models cannot be mixed")
         if self.config.version != "4":
             return State(self.config, (1 - share) * self.flat + share * other.flat, self.origin)
         mixed = self.copy()
@@ -172,7 +177,7 @@ class State:
     # files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: the pieces by name, and whose state it is."""
+        """Write a safetensors file: the pieces by name as float32, and whose state it is."""
         tensors = {
             f"layers.{i}.{name}": Tensor.of(np.ascontiguousarray(view, np.float32))
             for i, views in enumerate(layers(self.config, self.flat))
@@ -189,26 +194,32 @@ class State:
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any = None, allow_lineage: bool = False) -> State:
         """Read a state; with `model`, check that it is that model's (or, if allowed, of its lineage)."""
-        file = formats.read(path)
+        state = cls.of_file(formats.read(path))
+        if model is None:
+            return state
+        model.check(state, allow_lineage)
+        return cls(model.config, state.flat, model.weights)
+
+    @classmethod
+    def of_file(cls, file: formats.File) -> State:
+        """The state that a file's tensors and metadata hold."""
         meta = file.metadata
         if meta.get("rookery.kind") != "state":
             raise StateError(f"{file.path}: not a state file of Rookery (a model is opened with rookery.load)")
         try:
             config = Config(**json.loads(meta["rookery.config"]))
             origin = Known(meta["rookery.fingerprint"], meta["rookery.lineage"])
+            if not all(type(n) is int for n in (config.n_layer, config.n_embd, config.n_head)):
+                raise ValueError("a size that is no whole number")
             if config.n_layer * len(pieces(config)) != len(file.tensors):
                 raise ValueError("another number of layers than the file has")
             wanted = dict(shapes(config))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise StateError(f"{file.path}: damaged state metadata ({error})") from None
-        found = {name: t.shape for name, t in file.tensors.items()}
-        if found != wanted:
+        if {name: t.shape for name, t in file.tensors.items()} != wanted:
             raise StateError(f"{file.path}: its tensors are not the state of {config.name}")
-        state = cls(config, np.concatenate([file.tensors[name].float32().reshape(-1) for name in wanted]), origin)
-        if model is None:
-            return state
-        model.check(state, allow_lineage)
-        return cls(model.config, state.flat, model.weights)
+        flat = np.concatenate([file.tensors[name].float32().reshape(-1) for name in wanted])
+        return cls(config, flat, origin)
 
     def _same_shape(self, other: State) -> None:
         if shapes(self.config) != shapes(other.config):

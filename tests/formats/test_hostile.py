@@ -90,7 +90,7 @@ A = forge.entry(0, 4)
     ("data", "error", "says"),
     [
         (forge.safetensors(b"{}", length=2**63), errors.TooLarge, str(2**63)),
-        (forge.safetensors(b"{}", length=100_000_001), errors.TooLarge, "100000000"),
+        (forge.safetensors(b"{}", length=100_000_001), errors.TooLarge, "100000001 bytes; at most 16777216"),
         (forge.safetensors(b"{}", length=3), errors.TruncatedFile, "inside its header"),
         (forge.safetensors(b"{]"), errors.BadHeader, "not valid JSON"),
         (forge.safetensors(b'{"\xff":1}'), errors.BadHeader, "not valid JSON"),

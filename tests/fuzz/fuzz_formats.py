@@ -1,4 +1,4 @@
-"""Fuzz the three readers: whatever the bytes, only a FileError may come out.
+"""Fuzz the three readers, and what makes models and states of their tensors: only a RookeryError may come out.
 
     python tests/fuzz/fuzz_formats.py --runs 100000 [--seed 1] [--plain]
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 
 import forge
 
-from rookery import errors, formats
+from rookery import State, errors, formats, weights
 
 outcomes: Counter[str] = Counter()
 
@@ -46,7 +46,7 @@ def wrap(data: bytes) -> bytes:
 
 
 def one_input(data: bytes) -> None:
-    """Parse, decode what was found, and let anything but a FileError through."""
+    """Parse, decode what was found, try it as a model and a state, and let anything but a RookeryError through."""
     if len(data) < 2 or len(data) > 2**16:
         return
     try:
@@ -60,13 +60,34 @@ def one_input(data: bytes) -> None:
     for tensor in file.tensors.values():
         assert tensor.nbytes <= 2**26 + 8 * 2**17
         assert tensor.array().shape == tensor.shape
+    for make in (weights.of_file, State.of_file):
+        try:
+            make(file)  # type: ignore[operator]
+        except errors.RookeryError as error:
+            outcomes[type(error).__name__] += 1
+        else:
+            outcomes[make.__qualname__] += 1
 
 
 def seeds() -> list[bytes]:
     """Valid inputs of every kind."""
     files = forge.valid()
     parts = [b"\1" + forge.PICKLE, b"\2" + files["safetensors"][8:-11], b"\3" + files["ggmf"][24:]]
-    return [b"\0" + data for data in files.values()] + parts
+    return [b"\0" + data for data in [*files.values(), *whole_models()]] + parts
+
+
+def whole_models() -> list[bytes]:
+    """The smallest committed model, and a state of it, as files."""
+    path = Path(__file__).parents[1] / "fixtures" / "v4.safetensors"
+    tensors = {name: t for name, t in formats.read(path).tensors.items() if ".1." not in name}
+    for name in ("emb.weight", "head.weight"):
+        tensors[name] = type(tensors[name]).of(tensors[name].array()[:2])
+    with tempfile.TemporaryDirectory() as folder:
+        formats.write(f"{folder}/m.pth", tensors)
+        formats.write(f"{folder}/m.safetensors", tensors)
+        model = weights.load(f"{folder}/m.safetensors")
+        State.start(model.config, model).save(f"{folder}/s.safetensors")
+        return [(Path(folder) / name).read_bytes() for name in ("m.pth", "m.safetensors", "s.safetensors")]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rookery.errors import BackendError
+from rookery.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from rookery.weights import Weights
@@ -41,6 +41,8 @@ def runner(
     dtype: str | None = None,
 ) -> Runner:
     """The Runner named `backend`; "auto" takes the reference until the native engine lands."""
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads {threads!r}: a whole number, 1 or more, is wanted")
     if backend in ("auto", "reference"):
         from rookery.backends import reference
 

@@ -40,14 +40,13 @@ def parser() -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     sampling = options.sampling(args)  # before the model is read: a mistake should show at once
-    sources = _sources(args)
+    prompt = _joined(_sources(args))
     with Job(f"loading {args.model}"):
         model = options.load_model(args)
-        prompt = _joined(sources, raw=model.tokenizer.name == "bytes")
     job = Job("reading the prompt", "tokens")
     stream = model.stream(prompt, args.max_tokens, sampling, args.seed, progress=job.update)
     if args.echo and not args.json:
-        sys.stdout.write(_shown(prompt))
+        sys.stdout.write(prompt)
     pieces, interrupted = [""], False
     try:
         for piece in _patiently(job, stream):
@@ -105,10 +104,8 @@ def _piped() -> bytes:
             return b""
 
 
-def _joined(sources: list[tuple[str, bytes]], raw: bool) -> str | bytes:
-    """The prompt: bytes for a tokenizer that takes any (`raw`), else text. Raises InputError for what is not UTF-8."""
-    if raw:
-        return b"\n".join(data for _, data in sources)
+def _joined(sources: list[tuple[str, bytes]]) -> str:
+    """The prompt as text, whatever the tokenizer. Raises InputError for what is not UTF-8."""
     texts = []
     for where, data in sources:
         try:
@@ -116,13 +113,9 @@ def _joined(sources: list[tuple[str, bytes]], raw: bool) -> str | bytes:
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} (0x{data[error.start]:02x})"
             raise InputError(
-                f"{where}: {byte} is not valid UTF-8; only the bytes tokenizer takes such a prompt"
+                f"{where}: {byte} is not valid UTF-8; a prompt of any bytes is for the Python API"
             ) from None
     return "\n".join(texts)
-
-
-def _shown(prompt: str | bytes) -> str:
-    return prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
 
 
 def _patiently(job: Job, stream: Any) -> Iterator[str]:
@@ -134,11 +127,11 @@ def _patiently(job: Job, stream: Any) -> Iterator[str]:
     yield from pieces
 
 
-def _report(args: argparse.Namespace, model: Any, prompt: str | bytes, stream: Any, text: str) -> dict[str, Any]:
+def _report(args: argparse.Namespace, model: Any, prompt: str, stream: Any, text: str) -> dict[str, Any]:
     return {
         "model": args.model,
         "backend": model.backend,
-        **({"prompt": _shown(prompt)} if args.echo else {}),
+        **({"prompt": prompt} if args.echo else {}),
         "text": text,
         "tokens": stream.tokens,
         "stop_reason": stream.stop_reason or "interrupt",

@@ -97,9 +97,8 @@ def add_model(parser: Parser) -> None:
     group.add_argument(
         "--dtype", metavar="TYPE", help="what the back end computes in, float32 or float64 (default: its own choice)"
     )
-    group.add_argument(
-        "-t", "--threads", type=whole(1), metavar="N", help="threads of the back end (default: its own choice)"
-    )
+    group.add_argument("--device", metavar="NAME", help="where torch computes: cpu or cuda (default: cpu)")
+    group.add_argument("-t", "--threads", type=whole(1), metavar="N", help="threads of torch (default: its own choice)")
 
 
 def add_sampling(parser: Parser) -> None:
@@ -125,5 +124,10 @@ def load_model(args: argparse.Namespace) -> Any:
     import rookery
 
     return rookery.load(
-        args.model, backend=args.backend, threads=args.threads, dtype=args.dtype, tokenizer=args.tokenizer
+        args.model,
+        backend=args.backend,
+        threads=args.threads,
+        device=args.device,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
     )

@@ -82,8 +82,10 @@ def write(
     for a tensor type that the format cannot hold.
     """
     path = os.fspath(path)
+    if format not in (None, *SUFFIXES.values()):
+        raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors or pth")
     format = format or SUFFIXES.get(os.path.splitext(path)[1].lower())
-    if format not in SUFFIXES.values():
+    if format is None:
         raise errors.CannotWrite(path, "no format that can be written; name it .safetensors or .pth")
     for name, tensor in tensors.items():
         if tensor.nbytes != nbytes(tensor.dtype, tensor.shape):

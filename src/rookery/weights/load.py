@@ -14,7 +14,7 @@ from typing import Any
 
 from rookery import formats
 from rookery.architecture import VERSIONS, Config, Param, version
-from rookery.errors import InputError, MissingTensor, UnknownArchitecture, WrongShape
+from rookery.errors import InputError, MissingFile, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
 
@@ -70,6 +70,10 @@ def locate(path: str | os.PathLike[str]) -> str:
     """The path of a model file; "gosling" is the packaged one."""
     if isinstance(path, str) and path in PACKAGED:
         return str(files("rookery.models") / PACKAGED[path])
+    if isinstance(path, str) and "://" in path:
+        raise MissingFile(path, "an address, not a file; download it and give the file's path")
+    if isinstance(path, str) and os.sep not in path and not os.path.exists(path):
+        raise MissingFile(path, f"no such file here, and no packaged model (those are: {', '.join(PACKAGED)})")
     return os.fspath(path)
 
 
@@ -79,14 +83,22 @@ def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> W
     `group_norm_eps` overrides ln_x's epsilon (64e-5 unless the file's metadata says otherwise; rwkv.cpp ran v5
     with 1e-5). Raises FileError and ModelError subclasses.
     """
-    file = formats.read(locate(path))
+    return of_file(formats.read(locate(path)), group_norm_eps)
+
+
+def of_file(file: formats.File, group_norm_eps: float | None = None) -> Weights:
+    """The model that a file's tensors make."""
     tensors = names.without_prefix(file.tensors)
     major = detect.major(tensors, file.path)
-    if file.format == "ggmf":
-        tensors = names.from_ggmf(tensors, major)
     try:
+        if file.format == "ggmf":
+            tensors = names.from_ggmf(tensors, major)
         config = VERSIONS[{"5": "5.2"}.get(major, major)].config(_Shapes(file.path, tensors))
         table = version(config).params(config)
+        if min(config.n_vocab, config.n_embd, config.n_ffn) < 1:
+            raise ValueError("a width of 0")
+        if major != "4" and config.n_head * config.head_size != config.n_embd:
+            raise ValueError(f"{config.n_head} heads do not divide a width of {config.n_embd}")
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise WrongShape(f"{file.path}: its tensor shapes make no RWKV-{major} ({error})") from None
     config = config.with_eps(_eps(file, group_norm_eps))
@@ -135,7 +147,7 @@ def tree(weights: Weights, make: Callable[[Param, Tensor], Any]) -> SimpleNamesp
     """The parameters by attribute, as version files read them: m.blocks[3].att.key.weight, m.ln_out.eps."""
     root = SimpleNamespace(blocks=[SimpleNamespace() for _ in range(weights.config.n_layer)])
     for p in weights.params:
-        if p.optional or p.kind == "state":
+        if p.optional:
             continue
         *folders, leaf = p.name.split(".")
         node = root

@@ -47,7 +47,7 @@ def from_ggmf(tensors: Mapping[str, Tensor], major: str) -> Tensors:
                 out[name.replace(base, f"x_{letter}")] = Tensor.of(row)
         elif (major, base) in _VALUES:
             # decays of exactly 0 or 1 come back as infinite raw values, which give 0 and 1 again
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 values = _VALUES[major, base](tensor.array().astype(np.float64))
             out[name] = Tensor.of(values.astype(np.float32))
         elif base in _TRANSPOSED.get(major, ()):

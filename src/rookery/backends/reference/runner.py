@@ -33,9 +33,11 @@ class Runner:
             raise BackendError(f"device {device!r}: the reference back end runs on the cpu; backend='torch' has others")
         self.dtype = np.dtype(dtype or "float32")
         self.config = weights.config
-        self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
+        with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
+            self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
         self.listener: Callable[[str, Array], Array] | None = None
 
+    @np.errstate(all="ignore")  # infinities are part of the arithmetic; NaN shows in the logits
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         layout = Layout.of(rows)
         o = Ops(layout, self.config.n_head, self.listener)

@@ -78,7 +78,10 @@ class Network(nn.Module):
             p.name: like.new_tensor(p.start).reshape(-1, *[1] * (len(p.shape) - 1)).expand(batch, *p.shape)
             for p in pieces(c)
         }
-        return [dict(one) for _ in range(c.n_layer)]
+        if not c.tuned_state:
+            return [dict(one) for _ in range(c.n_layer)]
+        tuned = [self.get_parameter(f"blocks.{i}.att.time_state") for i in range(c.n_layer)]  # [H, value, key]
+        return [one | {"wkv": t.mT.expand(batch, -1, -1, -1)} for t in tuned]
 
     def forward(self, tokens: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """[B,T] -> [B,T,V] and the states after the last token."""
@@ -111,7 +114,7 @@ class Network(nn.Module):
         tensors = {
             p.name: Stored.of(mine[p.name].detach().float().cpu().numpy().reshape(p.file_shape), dtype) for p in table
         }
-        formats.write(path, tensors, metadata)
+        formats.write(path, tensors, {"rookery.group_norm_eps": repr(self.config.group_norm_eps)} | (metadata or {}))
 
 
 def initial(p: Param, generator: torch.Generator) -> Tensor:
