@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import forge
 
 from rookery import State, errors, formats, weights
+from rookery.weights.load import of_file
 
 outcomes: Counter[str] = Counter()
 
@@ -60,7 +61,7 @@ def one_input(data: bytes) -> None:
     for tensor in file.tensors.values():
         assert tensor.nbytes <= 2**26 + 8 * 2**17
         assert tensor.array().shape == tensor.shape
-    for make in (weights.of_file, State.of_file):
+    for make in (of_file, State.of_file):
         try:
             make(file)  # type: ignore[operator]
         except errors.RookeryError as error:
