@@ -34,6 +34,14 @@ def books(folder: Path) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(b"\n\n\n".join(texts), np.uint8).copy())
 
 
+def plain(book: str) -> bytes:
+    """A book in the form of the training text: ASCII, one paragraph a line."""
+    for mark, typed in {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2014": "--"}.items():
+        book = book.replace(mark, typed)
+    paragraphs = (" ".join(part.split()) for part in book.split("\n\n"))
+    return "\n\n".join(p for p in paragraphs if p).encode("ascii", "ignore")
+
+
 def groups(network: Network, decay: float) -> list[dict[str, object]]:
     """Optimiser groups by the table's learning-rate scale and weight decay."""
     table = {p.name: p for p in version(network.config).params(network.config)}
@@ -102,7 +110,7 @@ def main() -> None:
     network.save(args.out, {"format": "pt", "rookery.tokenizer": "bytes"}, dtype="bf16")
     print(f"wrote {args.out}: {Path(args.out).stat().st_size:,} bytes, {step} steps")
     if args.held_out:
-        unseen = torch.from_numpy(np.frombuffer(args.held_out.read_bytes(), np.uint8).copy())
+        unseen = torch.from_numpy(np.frombuffer(plain(args.held_out.read_text()), np.uint8).copy())
         print(f"{args.held_out.name}: {bits_per_byte(network, unseen):.3f} bits/byte")
 
 
