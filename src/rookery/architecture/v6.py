@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rookery.architecture import spec
-from rookery.architecture.spec import Config, Param, Shapes, StatePiece
+from rookery.architecture.spec import Config, Param, Shapes
+from rookery.architecture.v5 import state
 from rookery.architecture.vocabulary import Array, LayerState, Params, Vocabulary
+
+__all__ = ["channel_mix", "config", "params", "state", "time_mix"]
 
 
 def time_mix(
@@ -40,10 +43,6 @@ def channel_mix(o: Vocabulary, p: Params, x: Array, state: LayerState) -> Array:
 def config(shapes: Shapes) -> Config:
     ranks = {"maa": shapes["blocks.0.att.time_maa_w2"][1], "decay": shapes["blocks.0.att.time_decay_w1"][1]}
     return replace(spec.sizes(shapes, "6"), n_head=shapes["blocks.0.att.time_faaaa"][0], ranks=ranks)
-
-
-def state(c: Config) -> list[StatePiece]:
-    return spec.shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
 
 
 def params(c: Config) -> list[Param]:

@@ -9,10 +9,13 @@ from dataclasses import replace
 from math import exp
 
 from rookery.architecture import spec
-from rookery.architecture.spec import Config, Param, Shapes, StatePiece
+from rookery.architecture.spec import Config, Param, Shapes
+from rookery.architecture.v5 import state
 from rookery.architecture.vocabulary import Array, LayerState, Params, Vocabulary
 
 STEEPEST = -exp(-0.5)  # the decay's logarithm lies in (-0.6065, 0): a token keeps at least 0.545 of a channel
+
+__all__ = ["channel_mix", "config", "params", "state", "time_mix"]
 
 
 def time_mix(
@@ -48,10 +51,6 @@ def config(shapes: Shapes) -> Config:
         ranks["v"] = shapes["blocks.1.att.v1"][1]
     c = spec.sizes(shapes, "7")
     return replace(c, n_head=shapes["blocks.0.att.r_k"][0], ranks=ranks)
-
-
-def state(c: Config) -> list[StatePiece]:
-    return spec.shift_pieces(c, StatePiece("wkv", (c.n_head, c.head_size, c.head_size)))
 
 
 def params(c: Config) -> list[Param]:
