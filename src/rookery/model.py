@@ -84,7 +84,7 @@ class Model:
     def _known_tokenizer(self) -> Tokenizer:
         name = self.weights.metadata.get("rookery.tokenizer") or ("world" if self.config.n_vocab == 65536 else None)
         if name not in tokenizers.NAMES:  # never a path: a model file must not choose what else is opened
-            said = f"names an unknown tokenizer {name[:40]!r}" if name else "says nothing of its tokenizer"
+            said = f"names an unknown tokenizer {str(name)[:40]!r}" if name else "says nothing of its tokenizer"
             raise TokenizerError(
                 f"{self.weights.path}: {said} ({self.config.n_vocab} tokens); "
                 "name it: --tokenizer bytes|utf16le|world|FILE"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 from rookery import errors
 from rookery.formats.blocks import nbytes
@@ -45,12 +46,12 @@ STRANGERS: list[tuple[bytes, str]] = [
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file's tensors in file order, and its metadata (text to text)."""
+    """A file's tensors in file order, and its metadata: text to text, in GGUF to typed values."""
 
     path: str
     format: str
     tensors: dict[str, Tensor] = field(repr=False)
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
 
 
 def detect(path: PathLike) -> str:
@@ -74,7 +75,7 @@ def parse(path: str, raw: Array) -> File:
 
 
 def write(
-    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, format: str | None = None
+    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, format: str | None = None
 ) -> None:
     """Write all tensors, or leave the old file as it was.
 

@@ -53,12 +53,21 @@ class Tensor:
     def array(self) -> Array:
         """The values: in the storage type where NumPy has it, else as float32. May be a read-only view."""
         if self.dtype in NUMPY:
-            return self.data.view(NUMPY[self.dtype]).reshape(self.shape)
+            return self.stored()
         if self.dtype == "bf16":
-            return widen_bf16(self.data.view("<u2")).reshape(self.shape)
+            return widen_bf16(self.stored())
         from rookery.formats import blocks
 
         return blocks.decode(self.dtype, self.data, self.shape)
+
+    def stored(self) -> Array:
+        """The values as they are stored, bf16 as uint16: what may be moved about without being rounded."""
+        return self.data.view("<u2" if self.dtype == "bf16" else NUMPY[self.dtype]).reshape(self.shape)
+
+    def permuted(self, *axes: int) -> Tensor:
+        """The same values with the axes in this order; not for block types."""
+        moved = np.ascontiguousarray(self.stored().transpose(axes))
+        return Tensor(self.dtype, moved.shape, moved.reshape(-1).view(np.uint8))
 
     def float32(self) -> Array:
         """The values as float32 (f64 is rounded, to infinity where it must; all else exact)."""

@@ -17,6 +17,7 @@ from rookery.architecture import VERSIONS, Config, Param, version
 from rookery.errors import InputError, MissingFile, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
+from rookery.weights.names import ggmf
 
 PACKAGED = {"gosling": "gosling.safetensors"}
 MIX_EPS = 1e-5  # of every LayerNorm
@@ -30,7 +31,7 @@ class Weights:
     format: str
     config: Config
     tensors: dict[str, Tensor] = field(repr=False)
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def params(self) -> list[Param]:
@@ -50,7 +51,7 @@ class Weights:
     @cached_property
     def lineage(self) -> str:
         """The fingerprint of the model that this one was converted or quantised from."""
-        return self.metadata.get("rookery.lineage") or self.fingerprint
+        return str(self.metadata.get("rookery.lineage") or self.fingerprint)
 
     @property
     def parameters(self) -> int:
@@ -92,7 +93,7 @@ def of_file(file: formats.File, group_norm_eps: float | None = None) -> Weights:
     major = detect.major(tensors, file.path)
     try:
         if file.format == "ggmf":
-            tensors = names.from_ggmf(tensors, major)
+            tensors = ggmf.to_blinkdl(tensors, major)
         config = VERSIONS[{"5": "5.2"}.get(major, major)].config(_Shapes(file.path, tensors))
         table = version(config).params(config)
         if min(config.n_vocab, config.n_embd, config.n_ffn) < 1:
@@ -110,7 +111,7 @@ def _eps(file: formats.File, asked: float | None) -> float | None:
     said = file.metadata.get("rookery.group_norm_eps") if asked is None else asked
     try:
         eps = None if said is None else float(said)
-    except ValueError:
+    except (ValueError, TypeError):
         eps = nan
     if eps is not None and not 0 < eps < 1:
         raise InputError(f"{file.path}: group_norm_eps {said!r}: a number between 0 and 1 is wanted (usual: 64e-5)")

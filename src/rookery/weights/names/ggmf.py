@@ -1,6 +1,6 @@
-"""Foreign names and values, brought to BlinkDL's. The one table of such knowledge.
+"""rwkv.cpp's names and values (ggmf files), brought to BlinkDL's.
 
-rwkv.cpp (ggmf) stores some tensors transformed; the rules are those of its converter, undone:
+The format stores some tensors transformed; the rules are those of its converter, undone:
 time_decay is kept as -exp(raw) in v4 and exp(-exp(raw)) in v5, v5's time_first as exp(raw), low-rank pairs
 transposed, v7's six mixes stacked. Shapes are left to `load`, which knows each tensor's.
 """
@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from rookery.formats.tensor import Array, Tensor
-
-Tensors = dict[str, Tensor]
-PREFIXES = ("_forward_module.", "module.")  # wrappers that training frameworks leave behind
+from rookery.weights.names import Tensors
 
 _TRANSPOSED = {
     "6": ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"),
@@ -37,7 +35,7 @@ _VALUES: dict[tuple[str, str], Callable[[Array], Array]] = {
 }
 
 
-def from_ggmf(tensors: Mapping[str, Tensor], major: str) -> Tensors:
+def to_blinkdl(tensors: Mapping[str, Tensor], major: str) -> Tensors:
     """BlinkDL's tensors from rwkv.cpp's, for version `major` ("4" .. "7")."""
     out: Tensors = {}
     for name, tensor in tensors.items():
@@ -57,11 +55,3 @@ def from_ggmf(tensors: Mapping[str, Tensor], major: str) -> Tensors:
         else:
             out[name] = tensor
     return out
-
-
-def without_prefix(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Drop a wrapper's prefix where every name has it."""
-    for prefix in PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            return {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return dict(tensors)
