@@ -18,17 +18,17 @@ from rookery.formats.blocks import nbytes
 from rookery.formats.raw import brief, map_file
 from rookery.formats.tensor import Array, Tensor
 
-__all__ = ["File", "PathLike", "Tensor", "detect", "parse", "read", "write"]
+__all__ = ["File", "PathLike", "Tensor", "detect", "parse", "read", "size", "write"]
 
 PathLike = str | os.PathLike[str]
 
-SUFFIXES = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
+READABLE = (".pth", ".pt", ".safetensors", ".bin", ".gguf")  # what model files are usually called
+SUFFIXES = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
 
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 # First bytes of things that are not ours, and what to say about them.
 STRANGERS: list[tuple[bytes, str]] = [
-    (b"GGUF", "a GGUF file, which Rookery reads from the next release on: take its .pth or .safetensors"),
     (LEGACY_TORCH, "a torch file of before torch 1.6: load and save it again with a current torch"),
     (b"\x80", "a bare pickle, which is never run; wanted a torch zip checkpoint: save it with torch.save"),
     (b"lmgg", "a GGML file without version; wanted ggmf (version 100 or 101): convert it again with rwkv.cpp"),
@@ -55,16 +55,28 @@ class File:
 
 
 def detect(path: PathLike) -> str:
-    """ "pth", "safetensors" or "ggmf", by the first bytes.
+    """ "pth", "safetensors", "gguf" or "ggmf", by the first bytes; "hf" for a folder with a config.json.
 
     Raises MissingFile, NotAFile, NoPermission, EmptyFile or UnknownFormat (which says what it looks like).
     """
-    return _detect(os.fspath(path), map_file(path))
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        _folder().check(path)
+        return "hf"
+    return _detect(path, map_file(path))
 
 
 def read(path: PathLike) -> File:
-    """Open a file of any known format. Raises those of `detect`, and subclasses of DamagedFile."""
-    return parse(os.fspath(path), map_file(path))
+    """Open a file or folder of any known format. Raises those of `detect`, and subclasses of DamagedFile."""
+    path = os.fspath(path)
+    return File(path, "hf", *_folder().read(path)) if os.path.isdir(path) else parse(path, map_file(path))
+
+
+def size(path: PathLike) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    path = os.fspath(path)
+    found: int = _folder().size(path) if os.path.isdir(path) else os.path.getsize(path)
+    return found
 
 
 def parse(path: str, raw: Array) -> File:
@@ -79,19 +91,23 @@ def write(
 ) -> None:
     """Write all tensors, or leave the old file as it was.
 
-    `format` ("pth" or "safetensors") follows from the suffix unless given. Raises CannotWrite, or UnsupportedType
-    for a tensor type that the format cannot hold.
+    `format` ("pth", "safetensors" or "gguf") follows from the suffix unless given. Raises CannotWrite, or
+    UnsupportedType for a tensor type that the format cannot hold.
     """
     path = os.fspath(path)
     if format not in (None, *SUFFIXES.values()):
-        raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors or pth")
+        raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors, pth or gguf")
     format = format or SUFFIXES.get(os.path.splitext(path)[1].lower())
     if format is None:
-        raise errors.CannotWrite(path, "no format that can be written; name it .safetensors or .pth")
+        raise errors.CannotWrite(path, "no format that can be written; name it .safetensors, .pth or .gguf")
     for name, tensor in tensors.items():
         if tensor.nbytes != nbytes(tensor.dtype, tensor.shape):
             raise ValueError(f"tensor {brief(name)}: {tensor.nbytes} bytes do not fit {tensor.dtype} {tensor.shape}")
     import_module(f"rookery.formats.{format}").write(path, tensors, dict(metadata or {}))
+
+
+def _folder() -> Any:
+    return import_module("rookery.formats.folder")
 
 
 def _detect(path: str, raw: Array) -> str:
@@ -104,6 +120,8 @@ def _detect(path: str, raw: Array) -> str:
         return "pth"
     if head.startswith(b"fmgg"):
         return "ggmf"
+    if head.startswith(b"GGUF"):
+        return "gguf"
     for magic, looks in STRANGERS:
         if head.startswith(magic):
             raise errors.UnknownFormat(path, f"looks like {looks}")
@@ -113,5 +131,5 @@ def _detect(path: str, raw: Array) -> str:
         raise errors.UnknownFormat(path, f"looks like text: {brief(head[:24].decode(errors='replace'))}")
     if braced:
         return "safetensors"
-    wanted = "wanted a .pth, .safetensors or rwkv.cpp .bin file"
+    wanted = "wanted a .pth, .safetensors, .gguf or rwkv.cpp .bin file"
     raise errors.UnknownFormat(path, f"unknown first bytes {head[:8].hex(' ')}; {wanted}")

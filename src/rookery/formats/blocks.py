@@ -24,7 +24,9 @@ LAYOUT: dict[str, np.dtype[np.void]] = {
 }
 ZERO = {"q4_0": 8, "q5_0": 16}  # the code that stands for 0, in types without a minimum
 
-BLOCKS: dict[str, tuple[int, int]] = {name: (layout.itemsize, 32) for name, layout in LAYOUT.items()}
+BLOCKS: dict[str, tuple[int, int]] = {name: (layout.itemsize, 32) for name, layout in LAYOUT.items()} | {
+    "q4_k": (144, 256), "q5_k": (176, 256), "q6_k": (210, 256),
+}  # fmt: skip
 """Type -> (bytes of a block, elements of a block)."""
 
 

@@ -5,6 +5,7 @@ Bytes stay where they are (often a read-only view of a memory-mapped file) until
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeAlias
@@ -88,3 +89,26 @@ class Tensor:
             dtype = next(name for name, code in NUMPY.items() if np.dtype(code) == array.dtype)
         stored = round_bf16(array.astype(np.float32)) if dtype == "bf16" else array.astype(NUMPY[dtype], copy=False)
         return cls(dtype, tuple(array.shape), np.ascontiguousarray(stored).reshape(-1).view(np.uint8))
+
+
+class Deferred(Tensor):
+    """A tensor that is made when its bytes are asked for, each time anew: a whole model never lies in memory."""
+
+    __slots__ = ("_make",)
+    _make: Callable[[], Tensor]
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
+        """`make()` gives a tensor of this type and shape."""
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "_make", make)
+
+    @property
+    def data(self) -> Array:
+        return self._make().data
+
+    @property
+    def nbytes(self) -> int:
+        from rookery.formats import blocks
+
+        return blocks.nbytes(self.dtype, self.shape)
