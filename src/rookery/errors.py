@@ -10,6 +10,7 @@ RookeryError                    one line: what, where, what was wanted, the reme
 │   ├── CannotWrite             the target cannot be written (exists, disk full, read-only)
 │   └── DamagedFile             the format is known, the content breaks its rules
 │       ├── TruncatedFile       the file ends before what its header promises
+│       ├── MissingShard        a folder or an index names a file that is not there
 │       ├── BadHeader           a header, index or count that cannot be true
 │       ├── BadOffset           data said to lie outside the file
 │       ├── OverlappingTensors  two tensors claim the same bytes
@@ -77,6 +78,10 @@ class DamagedFile(FileError):
 
 class TruncatedFile(DamagedFile):
     """The file ends before what its header promises."""
+
+
+class MissingShard(DamagedFile):
+    """A folder or an index names a file that is not there."""
 
 
 class BadHeader(DamagedFile):
