@@ -23,7 +23,6 @@ __all__ = ["File", "PathLike", "Tensor", "detect", "parse", "read", "size", "wri
 PathLike = str | os.PathLike[str]
 
 READABLE = (".pth", ".pt", ".safetensors", ".bin", ".gguf")  # what model files are usually called
-READABLE = (".pth", ".pt", ".safetensors", ".bin", ".gguf")  # what model files are usually called
 SUFFIXES = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
 
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -105,10 +104,6 @@ def write(
         if tensor.nbytes != nbytes(tensor.dtype, tensor.shape):
             raise ValueError(f"tensor {brief(name)}: {tensor.nbytes} bytes do not fit {tensor.dtype} {tensor.shape}")
     import_module(f"rookery.formats.{format}").write(path, tensors, dict(metadata or {}))
-
-
-def _folder() -> Any:
-    return import_module("rookery.formats.folder")
 
 
 def _folder() -> Any:
