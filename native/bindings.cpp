@@ -1,10 +1,13 @@
 // rookery._core: what Python sees of the native core. Its stub is src/rookery/_core.pyi.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 
 #include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "blocks.h"
 #include "trie.h"
 
 namespace nb = nanobind;
@@ -51,6 +54,36 @@ nb::bytes decode(const Trie& trie, nb::handle ids) {
     return nb::bytes(text.data(), text.size());
 }
 
+template <class T>
+using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = std::uint8_t;
+
+// The type, if `bytes` and `elements` are the same number of whole blocks of it.
+const rookery::BlockType& fitting(const std::string& name, std::size_t bytes, std::size_t elements) {
+    const auto* type = rookery::block_type(name);
+    if (!type) throw std::invalid_argument("no block type " + name);
+    if (bytes % type->bytes || elements % type->elements || bytes / type->bytes != elements / type->elements)
+        throw std::invalid_argument(name + ": " + std::to_string(bytes) + " bytes do not hold " +
+                                    std::to_string(elements) + " elements");
+    return *type;
+}
+
+void decode_blocks(const std::string& name, Input<Bytes> data, Output<float> values) {
+    const auto& type = fitting(name, data.size(), values.size());
+    const nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
+        type.decode(data.data() + i * type.bytes, values.data() + i * type.elements);
+}
+
+void encode_blocks(const std::string& name, Input<float> values, Output<Bytes> data) {
+    const auto& type = fitting(name, data.size(), values.size());
+    const nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
+        type.encode(values.data() + i * type.elements, data.data() + i * type.bytes);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -73,4 +106,10 @@ NB_MODULE(_core, m) {
              },
              nb::arg("id"), "The bytes of one token, b\"\" for id 0. IndexError if no token has that id.")
         .def_prop_ro("largest_id", &Trie::largest_id);
+    m.def("decode_blocks", &decode_blocks, nb::arg("dtype").noconvert(), nb::arg("data").noconvert(),
+          nb::arg("values").noconvert(),
+          "Fill `values` from blocks. ValueError if the sizes do not match. Other threads run meanwhile.");
+    m.def("encode_blocks", &encode_blocks, nb::arg("dtype").noconvert(), nb::arg("values").noconvert(),
+          nb::arg("data").noconvert(),
+          "Fill `data` with the nearest blocks. ValueError if the sizes do not match. Other threads run meanwhile.");
 }

@@ -2,6 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+def decode_blocks(dtype: str, data: npt.NDArray[np.uint8], values: npt.NDArray[np.float32]) -> None:
+    """Fill `values` from blocks. ValueError if the sizes do not match. Other threads run meanwhile."""
+
+def encode_blocks(dtype: str, values: npt.NDArray[np.float32], data: npt.NDArray[np.uint8]) -> None:
+    """Fill `data` with the blocks nearest to `values`. ValueError as above. Other threads run meanwhile."""
+
 class Trie:
     """The byte trie of a World-style vocabulary; immutable, safe to share among threads."""
 

@@ -8,8 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rookery import formats
-from rookery.formats import blocks
+from rookery import _native, formats
+from rookery.formats import blocks, blocks_numpy
+
+TYPES = list(blocks.BLOCKS)
+
+
+@pytest.fixture(params=["native", "numpy"])
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two implementations runs."""
+    if request.param == "numpy":
+        monkeypatch.setattr(_native, "reason", "not built")
+    elif not _native.available():
+        pytest.skip("the native core is not built")
+    return str(request.param)
 
 
 def scalar(dtype: str, block: bytes) -> list[np.float32]:
@@ -18,6 +30,10 @@ def scalar(dtype: str, block: bytes) -> list[np.float32]:
     def half(at: int) -> np.float32:
         return np.float32(struct.unpack_from("<e", block, at)[0])
 
+    if dtype in ("q4_k", "q5_k"):
+        return [scalar_k(dtype, block, half(0), half(2), i) for i in range(256)]
+    if dtype == "q6_k":
+        return [scalar_q6_k(block, half(208), i) for i in range(256)]
     d, values = half(0), []
     if dtype == "q8_0":
         return [d * np.float32(q) for q in struct.unpack_from("<32b", block, 2)]
@@ -37,16 +53,66 @@ def scalar(dtype: str, block: bytes) -> list[np.float32]:
     return values
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("q4_0", 18), ("q4_1", 20), ("q5_0", 22), ("q5_1", 24), ("q8_0", 34)])
-def test_decode_is_bit_equal_to_the_layout(dtype: str, size: int) -> None:
-    assert blocks.BLOCKS[dtype] == (size, 32)
+def scalar_k(dtype: str, block: bytes, d: np.float32, dmin: np.float32, i: int) -> np.float32:
+    """Element i: group i // 64, its low or its high nibbles."""
+    part, s = i // 32, block[4:16]
+    if part < 4:
+        scale, minimum = s[part] & 63, s[part + 4] & 63
+    else:
+        scale = s[part + 4] & 15 | s[part - 4] >> 6 << 4
+        minimum = s[part + 4] >> 4 | s[part] >> 6 << 4
+    codes = block[48:] if dtype == "q5_k" else block[16:]
+    byte = codes[32 * (i // 64) + i % 32]
+    q = byte >> 4 if part % 2 else byte & 15
+    if dtype == "q5_k":
+        q |= (block[16 + i % 32] >> part & 1) << 4
+    return d * np.float32(scale) * np.float32(q) - dmin * np.float32(minimum)
+
+
+def scalar_q6_k(block: bytes, d: np.float32, i: int) -> np.float32:
+    half, run, at = i // 128, i % 128 // 32, i % 32
+    low, high = block[64 * half :], block[128 + 32 * half :]
+    q = [low[at] & 15, low[at + 32] & 15, low[at] >> 4, low[at + 32] >> 4][run] | (high[at] >> 2 * run & 3) << 4
+    scale = struct.unpack_from("<b", block, 192 + 8 * half + 2 * run + at // 16)[0]
+    return d * np.float32(scale) * np.float32(q - 32)
+
+
+SIZES = [
+    ("q4_0", 18),
+    ("q4_1", 20),
+    ("q5_0", 22),
+    ("q5_1", 24),
+    ("q8_0", 34),
+    ("q4_k", 144),
+    ("q5_k", 176),
+    ("q6_k", 210),
+]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_decode_is_bit_equal_to_the_layout(core: str, dtype: str, size: int) -> None:
+    elements = 256 if dtype.endswith("k") else 32
+    assert blocks.BLOCKS[dtype] == (size, elements)
     data = np.random.default_rng(1).integers(0, 256, (300, size), dtype=np.uint8)
-    data[:, 1] &= 0x7B | 0x80  # no inf or NaN among the scales
-    data[:, 3] &= 0x7B | 0x80
-    got = blocks.decode(dtype, data.reshape(-1), (3, 100, 32))
-    want = np.array([scalar(dtype, row.tobytes()) for row in data], np.float32).reshape(3, 100, 32)
+    for high in (209,) if dtype == "q6_k" else (1, 3):
+        data[:, high] &= 0x7B | 0x80  # no inf or NaN among the scales
+    got = blocks.decode(dtype, data.reshape(-1), (3, 100, elements))
+    want = np.array([scalar(dtype, row.tobytes()) for row in data], np.float32).reshape(3, 100, elements)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_core_decodes_every_scale_as_numpy_does(dtype: str) -> None:
+    if not _native.available():
+        pytest.skip("the native core is not built")
+    size, elements = blocks.BLOCKS[dtype]
+    data = np.zeros((65536, size), np.uint8)
+    data[:] = np.random.default_rng(2).integers(0, 256, size, dtype=np.uint8)
+    at = 208 if dtype == "q6_k" else 0
+    data[:, at : at + 2] = np.arange(65536, dtype="<u2")[:, None].view(np.uint8)
+    got = blocks.decode(dtype, data.reshape(-1), (65536, elements))
+    np.testing.assert_array_equal(got, blocks_numpy.decode(dtype, data.reshape(-1)).reshape(got.shape))
 
 
 def test_one_block_by_hand() -> None:
@@ -57,11 +123,30 @@ def test_one_block_by_hand() -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("dtype", list(blocks.BLOCKS))
-def test_a_scale_of_infinity_is_no_warning(dtype: str) -> None:
-    data = np.zeros(blocks.BLOCKS[dtype][0], np.uint8)
-    data[:2] = 0, 0x7C
-    assert not np.isfinite(blocks.decode(dtype, data, (32,))).all()
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_scale_of_infinity_is_no_warning(core: str, dtype: str) -> None:
+    size, elements = blocks.BLOCKS[dtype]
+    data = np.zeros(size, np.uint8)
+    at = 208 if dtype == "q6_k" else 0
+    data[at : at + 2] = 0, 0x7C
+    assert not np.isfinite(blocks.decode(dtype, data, (elements,))).all()
+
+
+def test_the_core_checks_its_bounds() -> None:
+    if not _native.available():
+        pytest.skip("the native core is not built")
+    data, values = np.zeros(34, np.uint8), np.zeros(64, np.float32)
+    for run in (lambda: _native.core.decode_blocks("q8_0", data, values),
+                lambda: _native.core.encode_blocks("q8_0", values, data)):  # fmt: skip
+        with pytest.raises(ValueError, match="34 bytes do not hold 64 elements"):
+            run()
+    with pytest.raises(ValueError, match="no block type q3_k"):
+        _native.core.decode_blocks("q3_k", data, values)
+    with pytest.raises(TypeError):
+        _native.core.encode_blocks("q8_0", values[:32].astype(np.float64), data)  # type: ignore[arg-type]
+    values.flags.writeable = False
+    with pytest.raises(TypeError):
+        _native.core.decode_blocks("q8_0", data, values[:32])
 
 
 def test_sizes() -> None:

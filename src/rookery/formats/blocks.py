@@ -1,8 +1,7 @@
-"""Block-quantised types: how many bytes they take, and the numbers they stand for.
+"""Block-quantised types: how many bytes they take, the numbers they stand for, and the blocks nearest to given numbers.
 
-A block holds 32 neighbours of a row: a float16 scale `d` (and minimum `m`), then the codes `q`. 4-bit codes lie as in
-ggml: byte j holds element j in its low half and element j + 16 in its high half; bit j of `h` is the fifth bit of
-element j. Values are d * (q - zero) or d * q + m in float32, where the product is exact.
+A block holds 32 or 256 neighbours of a row: scales, sometimes minimums, and small codes, laid out as in ggml. The work
+is done by the native core; `blocks_numpy` stands in for it with the same bytes and numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from math import prod
 
 import numpy as np
 
+from rookery import _native
+from rookery.errors import BackendError
 from rookery.formats.tensor import NUMPY, Array
 
 _D, _M, _H, _Q = ("d", "<f2"), ("m", "<f2"), ("h", "<u4"), ("q", "u1", 16)
@@ -21,12 +22,14 @@ LAYOUT: dict[str, np.dtype[np.void]] = {
     "q5_0": np.dtype([_D, _H, _Q]),
     "q5_1": np.dtype([_D, _M, _H, _Q]),
     "q8_0": np.dtype([_D, ("q", "i1", 32)]),
+    "q4_k": np.dtype([_D, _M, ("s", "u1", 12), ("q", "u1", (4, 32))]),
+    "q5_k": np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", (4, 32))]),
+    "q6_k": np.dtype([("q", "u1", (2, 2, 32)), ("h", "u1", (2, 32)), ("s", "i1", 16), _D]),
 }
-ZERO = {"q4_0": 8, "q5_0": 16}  # the code that stands for 0, in types without a minimum
 
-BLOCKS: dict[str, tuple[int, int]] = {name: (layout.itemsize, 32) for name, layout in LAYOUT.items()} | {
-    "q4_k": (144, 256), "q5_k": (176, 256), "q6_k": (210, 256),
-}  # fmt: skip
+BLOCKS: dict[str, tuple[int, int]] = {
+    name: (layout.itemsize, 256 if name.endswith("_k") else 32) for name, layout in LAYOUT.items()
+}
 """Type -> (bytes of a block, elements of a block)."""
 
 
@@ -44,18 +47,31 @@ def decode(dtype: str, data: Array, shape: tuple[int, ...]) -> Array:
     """uint8 [nbytes] -> float32 `shape`. Raises ValueError if the bytes do not fit the shape."""
     if data.nbytes != nbytes(dtype, shape):
         raise ValueError(f"{dtype} {shape} takes {nbytes(dtype, shape)} bytes, not {data.nbytes}")
-    block = np.ascontiguousarray(data).view(LAYOUT[dtype])
-    codes = block["q"]
-    if dtype != "q8_0":
-        codes = np.concatenate([codes & 15, codes >> 4], axis=1)
-    if dtype in ("q5_0", "q5_1"):
-        fifth = (block["h"][:, None] >> np.arange(32, dtype=np.uint32)) & 1
-        codes |= (fifth << 4).astype(np.uint8)
-    values = codes.astype(np.float32)
-    if dtype in ZERO:
-        values -= ZERO[dtype]
-    with np.errstate(invalid="ignore"):  # a damaged scale of inf gives NaN, as in C
-        values *= block["d"].astype(np.float32)[:, None]
-        if "m" in (LAYOUT[dtype].names or ()):
-            values += block["m"].astype(np.float32)[:, None]
-    return values.reshape(shape)
+    data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    if _native.available():
+        values = np.empty(prod(shape), np.float32)
+        _native.core.decode_blocks(dtype, data, values)
+        return values.reshape(shape)
+    from rookery.formats import blocks_numpy
+
+    return blocks_numpy.decode(dtype, data).reshape(shape)
+
+
+def encode(dtype: str, values: Array) -> Array:
+    """float32 [..., cols] -> uint8 [nbytes]: of the blocks tried, those of the least squared error.
+
+    Threads run side by side in it. Raises ValueError for rows that are not whole blocks and for infinity or NaN,
+    BackendError for a K type without the native core.
+    """
+    data = np.empty(nbytes(dtype, values.shape), np.uint8)
+    values = np.ascontiguousarray(values, np.float32).reshape(-1)
+    if not np.isfinite(values).all():
+        raise ValueError("infinity or NaN cannot be quantised")
+    if _native.available():
+        _native.core.encode_blocks(dtype, values, data)
+        return data
+    if dtype.endswith("_k"):
+        raise BackendError(f"encoding {dtype} needs the native core, which is missing; {_native.REMEDY}")
+    from rookery.formats import blocks_numpy
+
+    return blocks_numpy.encode(dtype, values)
