@@ -125,8 +125,10 @@ STRANGERS = {
     "rnn.weight_ih_l0": "LSTM",
     "blocks.0.att.key.lora_A": "LoRA adapter",
     "blocks.0.att.time_state": "tuned RWKV state",
-    "rwkv.blocks.0.attention.key.weight": "Hugging Face",
+    "rwkv.blocks.0.attention.key.weight": "part of an RWKV",
     "model.layers.0.attn.r_proj.weight": "fla",
+    "model.layers.0.attn.x_proj.0.mu": "RWKV-6 of the fla",
+    "model.layers.0.self_attn.time_maa_x": "Qwen-RWKV hybrid",
     "something.else": "nothing known",
 }
 

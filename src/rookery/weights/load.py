@@ -17,7 +17,7 @@ from rookery.architecture import VERSIONS, Config, Param, version
 from rookery.errors import InputError, MissingFile, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
-from rookery.weights.names import ggmf
+from rookery.weights.names import ggmf, gguf, hf
 
 PACKAGED = {"gosling": "gosling.safetensors"}
 MIX_EPS = 1e-5  # of every LayerNorm
@@ -89,8 +89,12 @@ def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> W
 
 def of_file(file: formats.File, group_norm_eps: float | None = None) -> Weights:
     """The model that a file's tensors make."""
-    tensors = names.without_prefix(file.tensors)
-    major = detect.major(tensors, file.path)
+    given = names.without_prefix(file.tensors)
+    if file.format == "gguf":
+        given = gguf.to_blinkdl(file.path, given, file.metadata)
+    settings = file.metadata["hf.config"] if file.format == "hf" else {}
+    tensors = hf.to_blinkdl(file.path, given, settings)
+    major = detect.major(tensors, file.path, settings.get("model_type"))
     try:
         if file.format == "ggmf":
             tensors = ggmf.to_blinkdl(tensors, major)
@@ -102,7 +106,7 @@ def of_file(file: formats.File, group_norm_eps: float | None = None) -> Weights:
             raise ValueError(f"{config.n_head} heads do not divide a width of {config.n_embd}")
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise WrongShape(f"{file.path}: its tensor shapes make no RWKV-{major} ({error})") from None
-    config = config.with_eps(_eps(file, group_norm_eps))
+    config = config.with_eps(hf.group_norm_eps(given, config.n_head)).with_eps(_eps(file, group_norm_eps))
     return Weights(file.path, file.format, config, _checked(file.path, table, tensors), file.metadata)
 
 
