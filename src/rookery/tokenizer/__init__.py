@@ -1,6 +1,6 @@
-"""Text to token ids and back: RWKV World, bytes, UTF-16LE bytes, or a vocabulary file.
+"""Text to token ids and back: RWKV World, bytes, UTF-16LE bytes, a vocabulary file or a Hugging Face tokenizer.json.
 
-Every tokenizer works on bytes: `decode_bytes(encode(b)) == b` for any bytes, whether they are text or not.
+Every tokenizer but Hugging Face's works on bytes: `decode_bytes(encode(b)) == b` for any bytes, text or not.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rookery import _native, errors
 
 if TYPE_CHECKING:
+    from rookery.tokenizer.huggingface import HuggingFace
     from rookery.tokenizer.simple import UTF16LE, Bytes
     from rookery.tokenizer.stream import StreamDecoder
     from rookery.tokenizer.world import World
 
 _native.check()
 
-_HOME = {"Bytes": "simple", "StreamDecoder": "stream", "UTF16LE": "simple", "World": "world"}
+_HOME = {
+    "Bytes": "simple",
+    "HuggingFace": "huggingface",
+    "StreamDecoder": "stream",
+    "UTF16LE": "simple",
+    "World": "world",
+}
 NAMES = {"bytes": "Bytes", "utf16le": "UTF16LE", "world": "World"}
 
-__all__ = ["UTF16LE", "Bytes", "StreamDecoder", "Tokenizer", "World", "load"]
+__all__ = ["UTF16LE", "Bytes", "HuggingFace", "StreamDecoder", "Tokenizer", "World", "load"]
 
 
 class Tokenizer(Protocol):
@@ -56,20 +63,31 @@ class Tokenizer(Protocol):
 
 
 def load(name: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer "world", "bytes" or "utf16le", or that of a World-style vocabulary file.
+    """The tokenizer "world", "bytes" or "utf16le", that of a World-style vocabulary file or of a tokenizer.json, or
+    the one in a Hugging Face folder.
 
-    Raises TokenizerError, and FileError for a path that cannot be read.
+    Raises TokenizerError, FileError for a path that cannot be read, and MissingExtra.
     """
     if isinstance(name, str) and name in NAMES:
         tokenizer: Tokenizer = __getattr__(NAMES[name])()
         return tokenizer
+    from rookery.formats.raw import map_file
+    from rookery.tokenizer import stored
     from rookery.tokenizer.world import World
 
+    if os.path.isdir(name):
+        found = stored.of_folder(os.fspath(name))
+        if found is None:
+            raise errors.NotAFile(name, f"is a folder without {stored.VOCABULARY} and {stored.TOKENIZER}")
+        return found
     try:
-        return World(name)
+        head = map_file(name)[:64].tobytes()
     except errors.MissingFile:
         wanted = f"{', '.join(NAMES)} or the path of a vocabulary file"
         raise errors.MissingFile(name, f"is neither a tokenizer nor a file; wanted {wanted}") from None
+    if head.startswith(b"\x1f\x8b"):
+        raise errors.TokenizerError(f"{os.fspath(name)}: is packed with gzip; unpack it first (gunzip) and give that")
+    return stored.of_json(name) if head.lstrip()[:1] == b"{" else World(name)
 
 
 def __getattr__(name: str) -> Any:

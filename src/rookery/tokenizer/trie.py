@@ -6,6 +6,10 @@ import ast
 import re
 from collections.abc import Sequence
 from operator import index
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rookery._core import Trie as NativeTrie
 
 LARGEST_ID = 1 << 20
 
@@ -66,6 +70,25 @@ class Trie:
             return self._tokens[index(id)]
         except KeyError:
             raise IndexError(f"no token has id {id}") from None
+
+
+class FromZero:
+    """A trie, whose ids begin with 1, for a vocabulary whose id 0 is a token like any other."""
+
+    def __init__(self, trie: Trie | NativeTrie) -> None:
+        self._trie = trie
+        self.largest_id: int = trie.largest_id - 1
+
+    def encode(self, text: bytes) -> list[int]:
+        return [id - 1 for id in self._trie.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        return b"".join(map(self.token, ids))
+
+    def token(self, id: int) -> bytes:
+        if index(id) < 0:
+            raise IndexError(f"no token has id {id}")
+        return self._trie.token(index(id) + 1)
 
 
 def _parse(text: bytes) -> dict[int, bytes]:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rookery import _native, errors
 from rookery.formats.raw import map_file
 from rookery.tokenizer import trie
 from rookery.tokenizer.simple import encode_text, unknown_token
 from rookery.tokenizer.stream import StreamDecoder
+
+if TYPE_CHECKING:
+    from rookery._core import Trie as NativeTrie
 
 # The published vocabulary of 2023-04-24 with LF line ends; CRLF copies are in circulation too.
 DIGEST = "e6dee3d4e31b4d5c40ac99508ac6c701ceef4bed681bf2167ce9a908552bca89"
@@ -29,17 +33,40 @@ class World:
     """
 
     end: int | None = 0
+    _trie: NativeTrie | trie.Trie | trie.FromZero
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, native: bool | None = None) -> None:
-        text = _shipped_vocabulary() if path is None else _read_vocabulary(path)
-        if native is None and not (native := _native.available()):
-            _native.announce_missing()
+        text = shipped_vocabulary() if path is None else _read_vocabulary(path)
         try:
-            self._trie = _native.core.Trie(text) if native else trie.Trie(text)
+            self._trie = _trie(text, native)
         except ValueError as error:
             raise errors.TokenizerError(f"{path}: {error}; wanted a World-style vocabulary") from None
         self.name = "world" if path is None else Path(path).stem
         self.vocab_size = MODEL_ROWS if path is None else self._trie.largest_id + 1
+
+    @classmethod
+    def from_tokens(
+        cls, tokens: Sequence[bytes], name: str, end: int | None, path: str, *, native: bool | None = None
+    ) -> World:
+        """A vocabulary that is no file of its own: the bytes of each id, none for an id that stands for no text.
+
+        `path`, of the file it was found in, is for messages. Raises TokenizerError.
+        """
+        first = 1 if tokens and tokens[0] else 0  # a trie's ids begin with 1
+        ids: dict[bytes, int] = {}
+        for id, token in enumerate(tokens):
+            if token and ids.setdefault(token, id) != id:
+                raise errors.TokenizerError(f"{path}: tokens {ids[token]} and {id} of its vocabulary are the same")
+        made = cls.__new__(cls)
+        text = b"\n".join(b"%d %r %d" % (id + first, token, len(token)) for token, id in ids.items())
+        try:
+            made._trie = _trie(text, native)
+        except ValueError as error:
+            raise errors.TokenizerError(f"{path}: its vocabulary is damaged: {error}") from None
+        if first:
+            made._trie = trie.FromZero(made._trie)
+        made.name, made.end, made.vocab_size = name, end, made._trie.largest_id + 1
+        return made
 
     def encode(self, text: str | bytes) -> list[int]:
         return self._trie.encode(encode_text(text, "utf-8") if isinstance(text, str) else bytes(text))
@@ -64,7 +91,14 @@ class World:
         return StreamDecoder(self.token_bytes, "utf-8")
 
 
-def _shipped_vocabulary() -> bytes:
+def _trie(text: bytes, native: bool | None) -> NativeTrie | trie.Trie:
+    """Raises ValueError("line N: why") for a damaged vocabulary text."""
+    if native is None and not (native := _native.available()):
+        _native.announce_missing()
+    return _native.core.Trie(text) if native else trie.Trie(text)
+
+
+def shipped_vocabulary() -> bytes:
     """Found without importing the package that ships it, which would cost 0.2 s and 235 MB."""
     spec = find_spec("pyrwkv_tokenizer")
     remedy = "reinstall it: pip install --force-reinstall 'pyrwkv-tokenizer>=0.9'"
@@ -87,7 +121,7 @@ def _read_vocabulary(path: str | os.PathLike[str]) -> bytes:
     text = raw.tobytes()
     if text.lstrip()[:1] == b"{":
         raise errors.TokenizerError(
-            f"{os.fspath(path)}: looks like a Hugging Face tokenizer.json, which this release does not read; "
-            "wanted world, bytes, utf16le or a World-style vocabulary text"
+            f"{os.fspath(path)}: looks like a Hugging Face tokenizer.json, not a World-style vocabulary text; "
+            "rookery.tokenizer.load reads both"
         )
     return text
