@@ -38,11 +38,12 @@ def load(
     tokenizer: str | Tokenizer | None = None,
     group_norm_eps: float | None = None,
 ) -> Model:
-    """Open a model: "gosling" (the packaged one) or a .pth, .safetensors or rwkv.cpp .bin file.
+    """Open a model: "gosling" (the packaged one) or a .pth, .safetensors, .gguf or rwkv.cpp .bin file.
 
     `backend`: "auto", "reference", "torch". `dtype`: "float32" or "float64". `device` ("cpu", "cuda") and `threads`
     act on torch; NumPy's threads are those of its BLAS (OPENBLAS_NUM_THREADS).
-    `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, or an object; default: what the file says.
+    `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, a tokenizer.json, or an object; default: what the file
+    says, or what lies in it or beside it in its folder.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.
     """
     weights = weights_room.load(path, group_norm_eps=group_norm_eps)
@@ -72,7 +73,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer given to `load`, else the one the file names, else the one its vocabulary size gives away."""
+        """The tokenizer given to `load`, else the one that is named by or came with the file, else a guess by size."""
         tokenizer = self._known_tokenizer() if self._tokenizer is None else self._tokenizer
         if tokenizer.vocab_size > self.config.n_vocab:
             raise TokenizerError(
@@ -82,12 +83,17 @@ class Model:
         return tokenizer
 
     def _known_tokenizer(self) -> Tokenizer:
-        name = self.weights.metadata.get("rookery.tokenizer") or ("world" if self.config.n_vocab == 65536 else None)
+        """The one that Rookery noted in the file, else the vocabulary that came with the weights, else a guess."""
+        of = self.weights
+        name = of.metadata.get("rookery.tokenizer")
+        if not name and (stored := tokenizers.stored(of.path, of.format, of.metadata)):
+            return stored
+        name = name or ("world" if self.config.n_vocab == 65536 else None)
         if name not in tokenizers.NAMES:  # never a path: a model file must not choose what else is opened
             said = f"names an unknown tokenizer {str(name)[:40]!r}" if name else "says nothing of its tokenizer"
             raise TokenizerError(
-                f"{self.weights.path}: {said} ({self.config.n_vocab} tokens); "
-                "name it: --tokenizer bytes|utf16le|world|FILE"
+                f"{of.path}: {said} ({self.config.n_vocab} tokens); name it: --tokenizer bytes|utf16le|world|FILE"
+                + (", here likely the tokenizer.json of 20B" if self.config.n_vocab == 50277 else "")
             )
         return tokenizers.load(name)
 

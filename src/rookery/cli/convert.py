@@ -14,13 +14,14 @@ def parser() -> options.Parser:
     made = options.Parser(
         "rookery convert",
         "[options] IN OUT",
-        "Write a model in another format. Values never change, except that quantised\n"
-        "blocks, which these formats cannot hold, become float32. OUT is complete or\n"
-        "untouched, whenever the work is cut short.",
+        "Write a model in another format. Values never change; blocks become float32\n"
+        "where the format has none, vectors in a GGUF too. llama.cpp opens the GGUF of a\n"
+        "v6 or v7; that of a v4 or v5 is Rookery's own. OUT is complete or untouched,\n"
+        "whenever the work is cut short.",
     )
-    made.add_argument("source", metavar="IN", help="a .pth, .safetensors or rwkv.cpp .bin file")
+    made.add_argument("source", metavar="IN", help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file")
     made.add_argument("target", metavar="OUT", help="the file to write")
-    made.add_argument("--to", metavar="FORMAT", help="pth or safetensors (default: by the suffix of OUT)")
+    made.add_argument("--to", metavar="FORMAT", help="pth, safetensors or gguf (default: by the suffix of OUT)")
     made.add_argument("--force", action="store_true", help="overwrite OUT")
     options.add_general(made, json="print what was written as one object")
     return made

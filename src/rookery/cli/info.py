@@ -28,7 +28,7 @@ def parser() -> options.Parser:
         nargs="?",
         default="gosling",
         metavar="FILE",
-        help="a .pth, .safetensors or rwkv.cpp .bin file (default: gosling, the packaged model)",
+        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file (default: gosling, the packaged model)",
     )
     made.add_argument(
         "--fingerprint", action="store_true", help="read the whole file for its digest (below 100 MB always done)"
@@ -75,7 +75,7 @@ def describe(model: Weights, size: int, fingerprint: bool) -> dict[str, Any]:
         "types": _types(model),
         "fingerprint": model.fingerprint if fingerprint else None,
         "lineage": model.metadata.get("rookery.lineage") or (model.fingerprint if fingerprint else None),
-        "metadata": model.metadata,
+        "metadata": {key: _plain(value) for key, value in model.metadata.items()},
     }
 
 
@@ -86,6 +86,11 @@ def _tokenizer(model: Weights) -> dict[str, str | None]:
     if model.config.n_vocab == 65536:
         return {"name": "world", "source": "guess"}
     return {"name": None, "source": "none"}
+
+
+def _plain(value: Any) -> Any:
+    """A GGUF's arrays may hold a whole vocabulary: how many values they have."""
+    return value if isinstance(value, str | int | float | dict) else f"{len(value)} values"
 
 
 def _types(model: Weights) -> list[dict[str, Any]]:

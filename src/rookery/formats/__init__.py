@@ -97,7 +97,7 @@ def write(
     path = os.fspath(path)
     if format not in (None, *SUFFIXES.values()):
         raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors, pth or gguf")
-    format = format or SUFFIXES.get(os.path.splitext(path)[1].lower())
+    format = format or suffix_format(path)
     if format is None:
         raise errors.CannotWrite(path, "no format that can be written; name it .safetensors, .pth or .gguf")
     for name, tensor in tensors.items():
@@ -108,6 +108,11 @@ def write(
 
 def _folder() -> Any:
     return import_module("rookery.formats.folder")
+
+
+def suffix_format(path: PathLike) -> str | None:
+    """The format that a path's suffix asks for."""
+    return SUFFIXES.get(os.path.splitext(os.fspath(path))[1].lower())
 
 
 def _detect(path: str, raw: Array) -> str:

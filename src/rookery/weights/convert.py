@@ -6,16 +6,19 @@ import os
 
 from rookery import formats
 from rookery.errors import CannotWrite
-from rookery.formats.tensor import NUMPY, Tensor
-from rookery.weights.load import load, locate
+from rookery.weights.load import Weights, load, locate
+from rookery.weights.names import gguf
+
+_KEPT = ("general.name", "tokenizer.chat_template")  # of a GGUF's metadata, in formats that hold only text
 
 
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], to: str | None = None, force: bool = False
 ) -> None:
-    """Read `source`, write `target` as `to` ("pth", "safetensors"; default: by its suffix).
+    """Read `source`, write `target` as `to` ("pth", "safetensors", "gguf"; default: by its suffix).
 
-    Values never change, except that block types, which these formats cannot hold, become float32.
+    Values never change. Types do where the target cannot hold them: blocks become float32 outside GGUF, and in the
+    GGUF of a v6 or v7 vectors and small matrices become float32, as llama.cpp wants them (`names.gguf`).
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
     source = locate(source)
@@ -25,10 +28,16 @@ def convert(
         if not force:
             raise CannotWrite(target, "exists already; --force overwrites it")
     weights = load(source)
-    metadata = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.")}
-    metadata |= {"rookery.lineage": weights.lineage, "rookery.group_norm_eps": repr(weights.config.group_norm_eps)}
-    formats.write(target, {name: _plain(t) for name, t in weights.tensors.items()}, metadata, format=to)
+    write(weights, target, to)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype in NUMPY or tensor.dtype == "bf16" else Tensor.of(tensor.float32())
+def write(weights: Weights, target: str | os.PathLike[str], to: str | None = None) -> None:
+    """Write a model, one tensor at a time. Raises CannotWrite and UnsupportedType."""
+    ours = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.") or key in _KEPT}
+    ours |= {"rookery.lineage": weights.lineage, "rookery.group_norm_eps": repr(weights.config.group_norm_eps)}
+    if (to or formats.suffix_format(target)) == "gguf":
+        tensors, metadata = gguf.from_blinkdl(weights.tensors, weights.config, weights.metadata | ours)
+    else:
+        tensors = {name: gguf.plain(t) for name, t in weights.tensors.items()}
+        metadata = {key: value for key, value in ours.items() if isinstance(value, str)}
+    formats.write(target, tensors, metadata, format=to)
