@@ -86,7 +86,7 @@ class Model:
         """The one that Rookery noted in the file, else the vocabulary that came with the weights, else a guess."""
         of = self.weights
         name = of.metadata.get("rookery.tokenizer")
-        if not name and (stored := tokenizers.stored(of.path, of.format, of.metadata)):
+        if not name and (stored := tokenizers.of_model(of.path, of.format, of.metadata)):
             return stored
         name = name or ("world" if self.config.n_vocab == 65536 else None)
         if name not in tokenizers.NAMES:  # never a path: a model file must not choose what else is opened

@@ -6,7 +6,7 @@ Every tokenizer but Hugging Face's works on bytes: `decode_bytes(encode(b)) == b
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,6 +88,15 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
     if head.startswith(b"\x1f\x8b"):
         raise errors.TokenizerError(f"{os.fspath(name)}: is packed with gzip; unpack it first (gunzip) and give that")
     return stored.of_json(name) if head.lstrip()[:1] == b"{" else World(name)
+
+
+def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer | None:
+    """The vocabulary that came with a model: in a GGUF's metadata, or in the folder that is the model."""
+    if format not in ("gguf", "hf"):
+        return None
+    from rookery.tokenizer.stored import find
+
+    return find(path, format, metadata)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,11 @@ ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([^x]))", re.DOTALL)
 LETTERS = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 
 
+def find(path: str, format: str, metadata: Mapping[str, Any]) -> World | HuggingFace | None:
+    """The vocabulary that came with a model of this path, format and metadata. Raises TokenizerError and FileError."""
+    return of_folder(path) if format == "hf" else of_gguf(metadata, path)
+
+
 def of_gguf(metadata: Mapping[str, Any], path: str) -> World | None:
     """The vocabulary in a GGUF's metadata, if it is there and of llama.cpp's kind "rwkv". Raises TokenizerError.
 
