@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "continue a text",
     "info": "say what a model file is and holds",
     "convert": "write a model in another format",
+    "quantize": "write a model in smaller types",
     "doctor": "check this installation",
 }
 

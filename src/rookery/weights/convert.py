@@ -6,6 +6,8 @@ import os
 
 from rookery import formats
 from rookery.errors import CannotWrite
+from rookery.formats import folder
+from rookery.weights import folders
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -15,20 +17,25 @@ _KEPT = ("general.name", "tokenizer.chat_template")  # of a GGUF's metadata, in 
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], to: str | None = None, force: bool = False
 ) -> None:
-    """Read `source`, write `target` as `to` ("pth", "safetensors", "gguf"; default: by its suffix).
+    """Read `source`, write `target` as `to` ("pth", "safetensors", "gguf"; default: by its suffix; "hf": a folder).
 
     Values never change. Types do where the target cannot hold them: blocks become float32 outside GGUF, and in the
     GGUF of a v6 or v7 vectors and small matrices become float32, as llama.cpp wants them (`names.gguf`).
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
     source = locate(source)
+    check_target(source, target, force)
+    weights = load(source)
+    write(weights, target, to)
+
+
+def check_target(source: str, target: str | os.PathLike[str], force: bool) -> None:
+    """Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself."""
     if os.path.exists(target):
         if os.path.exists(source) and os.path.samefile(source, target):
             raise CannotWrite(target, "is the source itself; name another file")
         if not force:
             raise CannotWrite(target, "exists already; --force overwrites it")
-    weights = load(source)
-    write(weights, target, to)
 
 
 def write(weights: Weights, target: str | os.PathLike[str], to: str | None = None) -> None:
@@ -40,4 +47,6 @@ def write(weights: Weights, target: str | os.PathLike[str], to: str | None = Non
     else:
         tensors = {name: gguf.plain(t) for name, t in weights.tensors.items()}
         metadata = {key: value for key, value in ours.items() if isinstance(value, str)}
+    if to == "hf":
+        return folders.write(weights, target, tensors, metadata)
     formats.write(target, tensors, metadata, format=to)

@@ -286,15 +286,9 @@ def _header(
     config: Config, tensors: Mapping[str, Tensor], kept: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     arch = f"rwkv{config.version[0]}"
-    held: dict[str, int] = {}
-    for tensor in tensors.values():
-        held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.size
-    main = max(held, key=lambda dtype: held[dtype])
     out: dict[str, Any] = {"general.architecture": arch, "general.type": "model"}
     out |= {"general.name": config.name} | {k: v for k, v in kept.items() if k.startswith("general.")}
-    out |= {"general.file_type": _FILE_TYPES.get(main, 0)}
-    if any(dtype in blocks.BLOCKS for dtype in held):
-        out["general.quantization_version"] = 2
+    out |= file_type(tensors)
     sizes = {
         "context_length": 2**20,
         "embedding_length": config.n_embd,
@@ -307,3 +301,25 @@ def _header(
     out |= {f"{arch}.{key}": value for key, value in (sizes | dict(facts)).items()}
     out |= gguf_vocabulary.entries(kept, config.n_vocab)
     return out | {k: v for k, v in kept.items() if not k.startswith("general.")}
+
+
+def file_type(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The metadata that says in which type most of a file's numbers are."""
+    held: dict[str, int] = {}
+    for tensor in tensors.values():
+        held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.size
+    out = {"general.file_type": _FILE_TYPES.get(max(held, key=lambda dtype: held[dtype]), 0)}
+    if any(dtype in blocks.BLOCKS for dtype in held):
+        out["general.quantization_version"] = 2
+    return out
+
+
+def blinkdl_name(name: str, version: str) -> str:
+    """BlinkDL's name of a tensor of a GGUF; of the stacked mixes, which have none, the GGUF's own."""
+    if version[0] in "45":
+        return name
+    layer = _THEIR_LAYER.fullmatch(name)
+    if layer:
+        base = _THEIRS[version[0]].get(layer[2])
+        return f"blocks.{layer[1]}.{base}" if base else name
+    return next((ours for ours, theirs in _OUTER.items() if theirs == name), name)
