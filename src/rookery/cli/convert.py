@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from rookery.cli import options
 from rookery.cli.progress import Job
@@ -19,9 +18,11 @@ def parser() -> options.Parser:
         "v6 or v7; that of a v4 or v5 is Rookery's own. OUT is complete or untouched,\n"
         "whenever the work is cut short.",
     )
-    made.add_argument("source", metavar="IN", help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file")
-    made.add_argument("target", metavar="OUT", help="the file to write")
-    made.add_argument("--to", metavar="FORMAT", help="pth, safetensors or gguf (default: by the suffix of OUT)")
+    made.add_argument(
+        "source", metavar="IN", help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a Hugging Face folder"
+    )
+    made.add_argument("target", metavar="OUT", help="the file to write; with --to hf a new or empty folder")
+    made.add_argument("--to", metavar="FORMAT", help="pth, safetensors, gguf or hf (default: by the suffix of OUT)")
     made.add_argument("--force", action="store_true", help="overwrite OUT")
     options.add_general(made, json="print what was written as one object")
     return made
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Job(f"converting {args.source}"):
         weights.convert(args.source, args.target, to=args.to, force=args.force)
-    written, size = formats.detect(args.target), os.path.getsize(args.target)
+    written, size = formats.detect(args.target), formats.size(args.target)
     if args.json:
         print(json.dumps({"source": args.source, "target": args.target, "format": written, "bytes": size}))
     else:

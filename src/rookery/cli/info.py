@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from rookery.cli import options
@@ -28,7 +27,7 @@ def parser() -> options.Parser:
         nargs="?",
         default="gosling",
         metavar="FILE",
-        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file (default: gosling, the packaged model)",
+        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a Hugging Face folder (default: gosling)",
     )
     made.add_argument(
         "--fingerprint", action="store_true", help="read the whole file for its digest (below 100 MB always done)"
@@ -38,11 +37,11 @@ def parser() -> options.Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rookery import weights
+    from rookery import formats, weights
 
     with Job(f"reading {args.file}"):
         model = weights.load(args.file)
-        size = os.path.getsize(model.path)
+        size = formats.size(model.path)
         facts = describe(model, size, fingerprint=args.fingerprint or size < CHEAP)
     print(json.dumps(facts, indent=2) if args.json else page(facts))
     return 0

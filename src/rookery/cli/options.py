@@ -88,7 +88,7 @@ def add_model(parser: Parser) -> None:
         "--model",
         default="gosling",
         metavar="FILE",
-        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file (default: gosling, the packaged model)",
+        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a Hugging Face folder (default: gosling)",
     )
     group.add_argument(
         "--tokenizer", metavar="NAME", help="bytes, utf16le, world or a vocabulary file (default: the model's own)"

@@ -96,7 +96,7 @@ def write(
     """
     path = os.fspath(path)
     if format not in (None, *SUFFIXES.values()):
-        raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors, pth or gguf")
+        raise errors.CannotWrite(path, f"cannot be written as {format!r}; choose safetensors, pth, gguf or hf")
     format = format or suffix_format(path)
     if format is None:
         raise errors.CannotWrite(path, "no format that can be written; name it .safetensors, .pth or .gguf")

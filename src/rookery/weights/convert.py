@@ -24,7 +24,10 @@ def convert(
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
     source = locate(source)
-    check_target(source, target, force)
+    if to == "hf":
+        folder.check_target(os.fspath(target))
+    else:
+        check_target(source, target, force)
     weights = load(source)
     write(weights, target, to)
 
