@@ -27,6 +27,18 @@ TENSOR = REBUILD + b"(" + STORAGE + b"K\x00K\x03\x85K\x01\x85" + HOOKS + b"tR"
 PICKLE = OPEN + TENSOR + CLOSE
 
 
+# Metadata of a GGUF: one value of every kind.
+GGUF_VALUES = [
+    (b"general.architecture", 8, struct.pack("<Q", 5) + b"rwkv7"),
+    (b"u8", 0, b"\xff"), (b"i8", 1, b"\xff"), (b"u16", 2, b"\xff\xff"), (b"i16", 3, b"\xff\xff"),
+    (b"u32", 4, b"\xff" * 4), (b"i32", 5, b"\xff" * 4), (b"f32", 6, struct.pack("<f", 0.5)), (b"yes", 7, b"\1"),
+    (b"u64", 10, b"\xff" * 8), (b"i64", 11, b"\xff" * 8), (b"f64", 12, struct.pack("<d", 0.1)),
+    (b"texts", 9, struct.pack("<IQQ", 8, 2, 1) + b"x" + struct.pack("<Q", 3) + "é".encode() + b"\xff"),
+    (b"ints", 9, struct.pack("<IQ2i", 5, 2, -1, 7)), (b"bools", 9, struct.pack("<IQ", 7, 2) + b"\0\1"),
+    (b"empty", 9, struct.pack("<IQ", 8, 0)),
+]  # fmt: skip
+
+
 def parse(data: bytes) -> formats.File:
     return formats.parse("forged", np.frombuffer(data, np.uint8))
 
@@ -64,6 +76,33 @@ def ggmf(tensors: Iterable[tuple[bytes, int, tuple[int, ...], bytes]], version: 
     return out
 
 
+def gguf_text(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def gguf_array(code: int, count: int, data: bytes) -> bytes:
+    return struct.pack("<IQ", code, count) + data
+
+
+def gguf(
+    values: Iterable[tuple[bytes, int, bytes]] = (),
+    tensors: Iterable[tuple[bytes, tuple[int, ...], int, int]] = (),
+    data: bytes = b"",
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
+    alignment: int = 32,
+) -> bytes:
+    """Metadata as (key, type code, bytes), tensors as (name, dims fastest first, type code, offset)."""
+    values, tensors = list(values), list(tensors)
+    n_tensors, n_values = counts or (len(tensors), len(values))
+    out = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_values)
+    for key, code, value in values:
+        out += gguf_text(key) + struct.pack("<I", code) + value
+    for name, dims, code, offset in tensors:
+        out += gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)
+    return out + bytes(-len(out) % alignment) + data
+
+
 def valid() -> dict[str, bytes]:
     """One small file of each kind that the readers take."""
     row = np.arange(32, dtype="<f4").tobytes()
@@ -72,6 +111,7 @@ def valid() -> dict[str, bytes]:
         "pth-deflated": checkpoint(method=zipfile.ZIP_DEFLATED),
         "safetensors": safetensors({"__metadata__": {"k": "v"}, "a": entry(0, 8, "F32"), "b": entry(8, 11)}, row[:11]),
         "ggmf": ggmf([(b"a", 0, (4, 2), row[:32]), (b"q", 8, (32, 1), row[:24])]),
+        "gguf": gguf(GGUF_VALUES, [(b"a", (4, 2), 0, 0), (b"q", (32, 1), 2, 32), (b"h", (3,), 1, 64)], row[:70]),
     }
 
 

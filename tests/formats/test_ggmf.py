@@ -40,7 +40,7 @@ def test_quantised_data_of_version_100_is_refused(code: int, dtype: str) -> None
 
 def test_ggmf_is_not_written(tmp_path: Path) -> None:
     for path, format in [("x.bin", None), ("x.pth", "ggmf"), ("x", None)]:
-        with pytest.raises(errors.CannotWrite, match=r"safetensors, (pth|\.pth) or"):
+        with pytest.raises(errors.CannotWrite, match="safetensors, "):
             formats.write(tmp_path / path, {}, format=format)
 
 

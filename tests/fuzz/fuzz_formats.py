@@ -1,10 +1,11 @@
-"""Fuzz the three readers, and what makes models and states of their tensors: only a RookeryError may come out.
+"""Fuzz the readers, and what makes models and states of their tensors: only a RookeryError may come out.
 
     python tests/fuzz/fuzz_formats.py --runs 100000 [--seed 1] [--plain]
 
 Uses atheris (coverage-guided; `pip install atheris`) where it is installed and `--plain` is not given, else random
 mutations. The first byte of an input chooses what the rest is: a whole file, the pickle of a checkpoint, the header of
-a safetensors file, or the tensor list of a ggmf file; so the inner parsers are reached without a lucky outer one.
+a safetensors file, the tensor list of a ggmf file, or a GGUF with its two counts first; so the inner parsers are
+reached without a lucky outer one.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ import forge
 
 from rookery import State, errors, formats, weights
 from rookery.weights.load import of_file
+from rookery.weights.names import gguf
 
 outcomes: Counter[str] = Counter()
 
 
 def wrap(data: bytes) -> bytes:
     """The file that an input stands for."""
-    kind, rest = data[0] % 4, data[1:]
+    kind, rest = data[0] % 5, data[1:]
     if kind == 1:
         return forge.checkpoint(rest)
     if kind == 2:
         return forge.safetensors(rest, bytes(11))
     if kind == 3:
         return forge.ggmf([]) + rest
+    if kind == 4:  # two bytes for the counts of tensors and of metadata
+        return forge.gguf(counts=(rest[0], rest[1] if len(rest) > 1 else 0))[:24] + rest[2:]
     return rest
 
 
@@ -61,7 +65,7 @@ def one_input(data: bytes) -> None:
     for tensor in file.tensors.values():
         assert tensor.nbytes <= 2**26 + 8 * 2**17
         assert tensor.array().shape == tensor.shape
-    for make in (of_file, State.of_file):
+    for make in (renamed, of_file, State.of_file):
         try:
             make(file)  # type: ignore[operator]
         except errors.RookeryError as error:
@@ -70,10 +74,31 @@ def one_input(data: bytes) -> None:
             outcomes[make.__qualname__] += 1
 
 
+def renamed(file: formats.File) -> None:
+    """The tensors of a GGUF under BlinkDL's names, made as they would be for a back end."""
+    if file.format == "gguf":
+        for tensor in gguf.to_blinkdl(file.path, file.tensors, file.metadata).values():
+            assert tensor.array().shape == tensor.shape
+
+
+def llama_cpp(version: int) -> bytes:
+    """One of each kind of tensor that llama.cpp transforms, too few for a model."""
+    names = ["token_embd", "blk.7.time_mix_w1", "blk.7.channel_mix_value", "blk.0.channel_mix_lerp_k"]
+    names.append("blk.7.time_mix_r_k" if version == 7 else "blk.7.time_mix_decay_w1")
+    tensors = [(f"{name}.weight".encode(), (4, 2), 0, 32 * i) for i, name in enumerate(names)]
+    tensors.append((b"blk.0.time_mix_lerp_fused.weight", (1, 1, 1, 6 if version == 7 else 5), 0, 160))
+    tensors.append((b"blk.9.time_mix_output.weight", (32, 2), 8, 192))
+    head = [(b"general.architecture", 8, forge.gguf_text(b"rwkv%d" % version))]
+    head += [(b"rwkv7.wkv.head_size", 4, b"\2\0\0\0"), (b"rwkv6.rescale_every_n_layers", 4, b"\3\0\0\0")]
+    return bytes((4, len(tensors), len(head))) + forge.gguf(head, tensors, b"\7" * 260)[24:]
+
+
 def seeds() -> list[bytes]:
     """Valid inputs of every kind."""
     files = forge.valid()
     parts = [b"\1" + forge.PICKLE, b"\2" + files["safetensors"][8:-11], b"\3" + files["ggmf"][24:]]
+    parts += [llama_cpp(6), llama_cpp(7)]
+    parts.append(b"\4" + bytes((3, len(forge.GGUF_VALUES))) + files["gguf"][24:])
     return [b"\0" + data for data in [*files.values(), *whole_models()]] + parts
 
 
@@ -86,9 +111,10 @@ def whole_models() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         formats.write(f"{folder}/m.pth", tensors)
         formats.write(f"{folder}/m.safetensors", tensors)
+        weights.convert(f"{folder}/m.pth", f"{folder}/m.gguf")
         model = weights.load(f"{folder}/m.safetensors")
         State.start(model.config, model).save(f"{folder}/s.safetensors")
-        return [(Path(folder) / name).read_bytes() for name in ("m.pth", "m.safetensors", "s.safetensors")]
+        return [(Path(folder) / name).read_bytes() for name in ("m.pth", "m.safetensors", "m.gguf", "s.safetensors")]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:

@@ -248,8 +248,8 @@ def _aligned(position: int, alignment: int) -> int:
 def write(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Version 3, alignment 32, tensors one at a time in the order given; the same input gives the same bytes.
 
-    Metadata: str, bool, int (uint32 where it fits, else int32, uint64, int64), float (float32), NumPy scalars and
-    arrays of their own type, and sequences of str, or of numbers of one kind. Raises UnsupportedType, CannotWrite.
+    Metadata: str, bool, int (uint32 where it fits, else int32, uint64, int64), float (float32 where that is exact),
+    NumPy scalars and arrays of their own type, and sequences of str or of numbers. Raises UnsupportedType, CannotWrite.
     """
     head = _head_bytes(path, tensors, {key: v for key, v in metadata.items() if key != ALIGNMENT_KEY})
     with atomic_write(path) as file:
@@ -307,11 +307,20 @@ def _encoded(value: Any) -> Iterator[bytes]:
 def _narrowest(value: Any) -> str:
     """The type of a Python number, or of a list of them."""
     items = value if isinstance(value, list | tuple) else [value]
-    if all(isinstance(item, bool) for item in items):
+    kinds = {type(item) for item in items}
+    if kinds == {bool}:
         return "?"
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-        return "<f4"
+    if not kinds <= {int, float}:
+        raise TypeError(", ".join(sorted(kind.__name__ for kind in kinds)))
+    if float in kinds:
+        return "<f4" if all(map(_is_single, items)) else "<f8"
     low, high = min(items), max(items)
     if low >= 0:
         return "<u4" if high < 2**32 else "<u8"
     return "<i4" if low >= -(2**31) and high < 2**31 else "<i8"
+
+
+def _is_single(value: float) -> bool:
+    """Whether float32 holds this number exactly."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) == value

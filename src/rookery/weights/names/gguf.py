@@ -295,7 +295,7 @@ def _header(
         "block_count": config.n_layer,
         "feed_forward_length": config.n_ffn,
         "attention.head_count": 0,
-        "attention.layer_norm_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": np.float32(1e-5),
         "vocab_size": config.n_vocab,
     }
     out |= {f"{arch}.{key}": value for key, value in (sizes | dict(facts)).items()}
