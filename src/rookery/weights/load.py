@@ -12,7 +12,7 @@ from math import nan
 from types import SimpleNamespace
 from typing import Any
 
-from rookery import formats
+from rookery import formats, hub
 from rookery.architecture import VERSIONS, Config, Param, version
 from rookery.errors import InputError, MissingFile, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
@@ -68,18 +68,21 @@ class _Shapes(dict[str, tuple[int, ...]]):
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """The path of a model file; "gosling" is the packaged one."""
+    """The path of a model file; "gosling" is the packaged one, and `org/name` one of the Hugging Face hub."""
     if isinstance(path, str) and path in PACKAGED:
         return str(files("rookery.models") / PACKAGED[path])
     if isinstance(path, str) and "://" in path:
         raise MissingFile(path, "an address, not a file; download it and give the file's path")
     if isinstance(path, str) and os.sep not in path and not os.path.exists(path):
         raise MissingFile(path, f"no such file here, and no packaged model (those are: {', '.join(PACKAGED)})")
+    if isinstance(path, str) and hub.is_name(path):
+        return hub.find(path)
     return os.fspath(path)
 
 
 def load(path: str | os.PathLike[str], group_norm_eps: float | None = None) -> Weights:
-    """Read a model file of any known format, or the packaged model "gosling".
+    """Read a model file of any known format, the packaged model "gosling", or `org/name[@revision][:file]`: from the
+    Hugging Face hub's cache, else downloaded into it (see `rookery.hub`).
 
     `group_norm_eps` overrides ln_x's epsilon (64e-5 unless the file's metadata says otherwise; rwkv.cpp ran v5
     with 1e-5). Raises FileError and ModelError subclasses.
