@@ -3,8 +3,8 @@
     python benchmarks/blocks.py [--ggml FOLDER] [--weights MODEL ...] [--json]
 
 FOLDER holds the libggml*.so that llama-cpp-python builds. First both decode random bytes, to the same bits. Errors are
-root mean squares of value minus original as a share of the original's; both encodings are decoded by Rookery. Speeds are of one thread, best of three, in millions of
-numbers a second.
+root mean squares of value minus original as a share of the original's; both encodings are decoded by Rookery. Speeds
+are of one thread, best of three, in millions of numbers a second.
 """
 
 from __future__ import annotations

@@ -29,13 +29,16 @@ float widen(std::uint16_t half) {
     return std::bit_cast<float>(sign | ((rest << 13) + 0x38000000u));
 }
 
-// Round to nearest even; what is too large becomes the largest, NaN becomes the smallest of its sign.
+// Ties to even, for sizes below 2^22.
+float nearest(float value) { return (value + 12582912.f) - 12582912.f; }
+
+// Round to nearest even; what is too large becomes the largest, NaN becomes 0.
 std::uint16_t narrow(float value) {
     const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
     const float size = std::fabs(value);
-    if (!(size > 0)) return sign;
+    if (!(size > 0)) return size == 0 ? sign : 0;
     if (size >= 65504.f) return sign | 0x7BFF;
-    if (size < 0x1p-14f) return sign | static_cast<std::uint16_t>(std::nearbyintf(size * 0x1p24f));
+    if (size < 0x1p-14f) return sign | static_cast<std::uint16_t>(nearest(size * 0x1p24f));
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(size) - 0x38000000u;
     return sign | static_cast<std::uint16_t>(std::min<std::uint32_t>((bits + 0xFFF + ((bits >> 13) & 1)) >> 13, 0x7BFF));
 }
@@ -51,9 +54,6 @@ void store_half(float value, std::uint8_t* bytes) {
     bytes[0] = static_cast<std::uint8_t>(half);
     bytes[1] = static_cast<std::uint8_t>(half >> 8);
 }
-
-// Ties to even, for sizes below 2^22.
-float nearest(float value) { return (value + 12582912.f) - 12582912.f; }
 
 // NaN becomes `low`: a code is always a code.
 float code_within(float value, float low, float high) {
@@ -100,10 +100,9 @@ struct Affine {
 };
 
 template <int N>
-Affine fit_affine(const float* x, const float* q, Affine old) {
+Affine fit_affine(const float* x, float sx, const float* q, Affine old) {
     const float sq = sum<N>([&](int i) { return q[i]; });
     const float sqq = sum<N>([&](int i) { return q[i] * q[i]; });
-    const float sx = sum<N>([&](int i) { return x[i]; });
     const float sxq = sum<N>([&](int i) { return x[i] * q[i]; });
     const float det = N * sqq - sq * sq;
     if (!(det > 0)) return old;
@@ -150,7 +149,7 @@ Affine search_affine(const float* x, float top, std::span<const float> spare, in
     float low = *std::min_element(x, x + N);
     const float high = *std::max_element(x, x + N);
     if (!kHalf) low = std::min(low, 0.f);
-    const float range = high - low;
+    const float range = high - low, sx = sum<N>([&](int i) { return x[i]; });
     float q[N], best_error = kInfinity;
     Affine best{0, 0};
     std::fill_n(best_q, N, 0.f);
@@ -163,7 +162,7 @@ Affine search_affine(const float* x, float top, std::span<const float> spare, in
                 best_error = error, best = a;
                 std::copy_n(q, N, best_q);
             }
-            a = fit_affine<N>(x, q, a);
+            a = fit_affine<N>(x, sx, q, a);
             if (!kHalf && a.m > 0) a = {fit_scale<N>(x, q), 0};
             a = stored(a);
         }

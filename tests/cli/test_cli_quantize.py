@@ -11,7 +11,9 @@ import pytest
 from terminal import MODEL, check_mistake, finish, start
 
 from rookery import formats, weights
+from rookery.cli.quantize import TYPES
 from rookery.formats import Tensor
+from rookery.weights import quantise
 
 SMALL = ["--type", "q8_0"]
 
@@ -34,6 +36,10 @@ def test_quantize(rookery: Any, tmp_path: Path) -> None:
     assert report["source"] == "gosling"
     assert report["target"] == str(out)
     assert set(report["tensors"]) == {"f16", "f32"}
+
+
+def test_the_help_page_names_every_type() -> None:
+    assert set(TYPES.split(", ")) == set(quantise.TYPES)
 
 
 def test_mistakes_write_nothing(rookery: Any, tmp_path: Path) -> None:

@@ -130,8 +130,13 @@ def encode(tensor: Tensor, dtype: str, pool: ThreadPoolExecutor) -> Array:
         out[begin:end] = _encoded(part.float32(), dtype).reshape(end - begin, narrow)
 
     step = max(1, CHUNK // max(1, columns))
-    for done in [pool.submit(work, at, min(at + step, rows)) for at in range(0, rows, step)]:
-        done.result()
+    parts = [pool.submit(work, at, min(at + step, rows)) for at in range(0, rows, step)]
+    try:
+        for part in parts:
+            part.result()
+    finally:
+        for part in parts:  # what has not begun, after an error or Ctrl-C
+            part.cancel()
     return out.reshape(-1)
 
 
