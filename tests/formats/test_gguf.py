@@ -17,6 +17,7 @@ from rookery.weights.load import of_file
 from rookery.weights.names import gguf as names
 
 OWN = sorted((Path(__file__).parents[1] / "fixtures").glob("*.safetensors"))
+RESCALE = "rwkv6.rescale_every_n_layers"
 TOKENS = [1, 5, 200, 7, 0, 31]
 
 
@@ -184,7 +185,7 @@ def fixture(version: str) -> weights.Weights:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
-def test_v6_is_rescaled_every_six_layers(tmp_path: Path, dtype: str) -> None:
+def test_v6_is_rescaled_as_its_file_was(tmp_path: Path, dtype: str) -> None:
     tensors = {"blocks.6.att.output.weight": Tensor.of(np.full((32, 32), 3.0, np.float32))}
     tensors["blocks.12.ffn.value.weight"] = tensors["blocks.6.att.output.weight"]
     if dtype == "q8_0":
@@ -193,8 +194,8 @@ def test_v6_is_rescaled_every_six_layers(tmp_path: Path, dtype: str) -> None:
         tensors = {name: Tensor("q8_0", (32, 32), raw.reshape(-1)) for name in tensors}
     else:
         tensors = {name: Tensor.of(t.array(), dtype) for name, t in tensors.items()}
-    file, metadata = names.from_blinkdl(tensors, fixture("v6").config, {})
-    assert metadata["rwkv6.rescale_every_n_layers"] == 6
+    file, metadata = names.from_blinkdl(tensors, fixture("v6").config, {RESCALE: 6})
+    assert metadata[RESCALE] == 6
     assert {t.dtype for t in file.values()} == {dtype}
     assert set(file["blk.6.time_mix_output.weight"].float32().flat) == {1.5}
     assert set(file["blk.12.channel_mix_value.weight"].float32().flat) == {0.75}
@@ -203,11 +204,13 @@ def test_v6_is_rescaled_every_six_layers(tmp_path: Path, dtype: str) -> None:
     assert forge.equal(names.to_blinkdl("x", back.tensors, back.metadata), tensors)
 
 
-def test_v6_is_not_rescaled_where_that_would_lose_bits() -> None:
-    smallest = Tensor.of(np.full((32, 32), 2.0**-24), "f16")
-    file, metadata = names.from_blinkdl({"blocks.6.att.output.weight": smallest}, fixture("v6").config, {})
-    assert metadata["rwkv6.rescale_every_n_layers"] == 0
-    assert forge.equal(file, {"blk.6.time_mix_output.weight": smallest})
+def test_v6_is_not_rescaled_unasked_or_where_that_loses_bits() -> None:
+    for value, asked in ((2.0**-24, 6), (1.0, 0)):
+        tensor = Tensor.of(np.full((32, 32), value), "f16")
+        said = {RESCALE: asked} if asked else {}
+        file, metadata = names.from_blinkdl({"blocks.6.att.output.weight": tensor}, fixture("v6").config, said)
+        assert metadata[RESCALE] == 0
+        assert forge.equal(file, {"blk.6.time_mix_output.weight": tensor})
 
 
 @pytest.mark.parametrize("version", ["v6", "v7"])
@@ -338,7 +341,7 @@ def test_a_conversion_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     tensors = {f"blocks.{i}.ffn.value.weight": matrix for i in range(6, 26)}
     tensors |= {f"blocks.{i}.att.time_maa_w1": matrix for i in range(6, 26)}
     with forge.memory_below(4 * matrix.nbytes):
-        file, metadata = names.from_blinkdl(tensors, fixture("v6").config, {})
+        file, metadata = names.from_blinkdl(tensors, fixture("v6").config, {RESCALE: 6})
         formats.write(tmp_path / "x.gguf", file, metadata)
     with forge.memory_below(2**18):
         back = formats.read(tmp_path / "x.gguf")

@@ -1,8 +1,10 @@
 """llama.cpp's names and values (GGUF), brought to BlinkDL's and back; v4 and v5, which it has not, under our own.
 
 rwkv6 and rwkv7 are what llama.cpp opens: low-rank pairs transposed, mixes stacked, vectors and the tensors in `_WIDE`
-in float32 (so bf16 and f16 come back as float32 of equal value), v6's `output` and `value` divided by 2^(layer//n)
-where that loses no bit (else n is 0: never), and v7's unused first v0, v1, v2 as copies of a0, a1, a2.
+in float32 (so bf16 and f16 come back as float32 of equal value), and v7's unused first v0, v1, v2 as copies of a0, a1,
+a2. v6's `output` and `value` may lie divided by 2^(layer//n), for llama.cpp to halve its activations every n layers.
+That is undone on reading, and done on writing where the model came from such a file and no bit is lost; else n is 0,
+never, for LayerNorm's epsilon makes halved activations another computation, and llama.cpp keeps them in float32.
 rwkv4 and rwkv5 are names of ours: BlinkDL's tensors as they are, under his names.
 A tuned `time_state` keeps his name too; llama.cpp refuses a file that has one.
 """
@@ -22,7 +24,7 @@ from rookery.formats.raw import brief
 from rookery.formats.tensor import NUMPY, Deferred, Tensor, round_bf16, widen_bf16
 from rookery.weights.names import Tensors, gguf_vocabulary
 
-RESCALE = 6  # layers; what llama.cpp's converter takes from released v6 models
+_RESCALE_KEY = "rwkv6.rescale_every_n_layers"
 _HYBRIDS = {
     "arwkv7": "an ARWKV-7 hybrid (RWKV-7 time mixing inside a Qwen Transformer's blocks)",
     "rwkv6qwen2": "a QRWKV-6 hybrid (a linear attention like RWKV-6's inside a Qwen 2 Transformer's blocks)",
@@ -79,7 +81,7 @@ def to_blinkdl(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
             raise BadHeader(path, f"metadata {brief(key)} is not text")
     if major in "45":
         return dict(tensors)
-    n_rescale = _whole(path, metadata, f"rwkv{major}.rescale_every_n_layers", 0)
+    n_rescale = _whole(path, metadata, _RESCALE_KEY, 0)
     head_size = _whole(path, metadata, f"rwkv{major}.wkv.head_size", 64)
     outer = {theirs: ours for ours, theirs in _OUTER.items()}
     out: Tensors = {}
@@ -199,7 +201,7 @@ def from_blinkdl(
         return dict(tensors), _header(config, tensors, kept, {})
     facts = _facts(config, tensors)
     if major == "6":
-        n_rescale = RESCALE if _rescales_exactly(tensors) else 0
+        n_rescale = _rescale(tensors, metadata)
         facts["rescale_every_n_layers"] = n_rescale
         return _renamed(tensors, major, n_rescale, False), _header(config, tensors, kept, facts)
     own_v = all(_fits(tensors, base) for base in _UNUSED)
@@ -254,16 +256,19 @@ def _wide(tensor: Tensor, theirs: str) -> Tensor:
     return tensor.reshape(*shape) if vector else tensor
 
 
-def _rescales_exactly(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no bit is lost when v6's rescaled matrices are divided and multiplied again."""
+def _rescale(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> int:
+    """After how many layers v6 is to be rescaled: what the source said, if that loses no bit, else never (0)."""
+    n = metadata.get(_RESCALE_KEY, 0)
+    if type(n) is not int or n < 1:
+        return 0
     for name, tensor in tensors.items():
         layer = _OUR_LAYER.fullmatch(name)
-        exponent = int(layer[1]) // RESCALE if layer and layer[2] in _RESCALED else 0
+        exponent = int(layer[1]) // n if layer and layer[2] in _RESCALED else 0
         if exponent:
             there = _times(tensor, 2.0**-exponent)
-            if tensor.dtype == "f64" or not np.array_equal(_times(there, 2.0**exponent).data, tensor.data):
-                return False
-    return True
+            if not np.array_equal(_times(there, 2.0**exponent).data, tensor.data):
+                return 0
+    return n
 
 
 _OURS = {"general.architecture", "general.type", "general.file_type", "general.quantization_version",
