@@ -46,7 +46,7 @@ def value(code: int, data: bytes, key: bytes = b"k") -> bytes:
         (value(9, gguf_array(4, HUGE, b"")), errors.TruncatedFile, "ends inside metadata 'k'"),
         (value(9, gguf_array(8, HUGE, b"")), errors.TooLarge, f"'k' claims {HUGE} strings"),
         (value(9, gguf_array(8, 9, b"")), errors.TooLarge, "'k' claims 9 strings"),
-        (value(9, gguf_array(8, 2, gguf_text(b"x") + struct.pack("<Q", HUGE))), errors.TruncatedFile, "string claims"),
+        (value(9, gguf_array(8, 2, gguf_text(b"x") + struct.pack("<Q", HUGE))), errors.TruncatedFile, "strings claim"),
         (value(9, gguf_array(8, 2, gguf_text(b"x" * 39))), errors.TruncatedFile, "ends inside metadata 'k'"),
         (value(9, gguf_array(9, 1, gguf_array(4, 0, b""))), errors.BadHeader, "an array of arrays"),
         (value(9, gguf_array(13, 1, b"")), errors.BadHeader, "an array of the unknown type 13"),

@@ -50,15 +50,17 @@ LONGEST_NAME = 63  # that ggml opens
 class Strings(Sequence[str]):
     """An array of strings in a file: its lengths are checked, its texts are decoded when asked for."""
 
-    def __init__(self, raw: bytes, starts: Sequence[int], ends: Sequence[int]) -> None:
-        self._raw, self._starts, self._ends = raw, starts, ends
+    def __init__(self, raw: bytes, starts: Sequence[int]) -> None:
+        """`starts`: where each one's length (8 bytes) begins, and the end of the last."""
+        self._raw, self._starts = raw, starts
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
 
     def bytes(self, index: int) -> bytes:
         """One string's bytes, which need not be UTF-8."""
-        return self._raw[self._starts[index] : self._ends[index]]
+        index = range(len(self))[index]
+        return self._raw[self._starts[index] + 8 : self._starts[index + 1]]
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -128,22 +130,19 @@ class _Cursor:
         """Walk over the lengths only."""
         if count > MAX_STRINGS or 8 * count > self.left:
             raise errors.TooLarge(self.path, f"{what} claims {count} strings, more than there is room for")
-        begin = at = self.position
-        end = len(self.raw)
         read = struct.Struct("<Q").unpack_from
-        starts, ends = [], []
-        for _ in range(count):
-            if end - at < 8:
-                raise errors.TruncatedFile(self.path, f"ends inside {what}")
-            (size,) = read(self.view, at)
-            at += 8
-            if size > end - at:
-                raise errors.TruncatedFile(self.path, f"ends inside {what} (a string claims {size} bytes)")
-            starts.append(at - begin)
-            at += size
-            ends.append(at - begin)
-        self.position = at
-        return Strings(bytes(self.view[begin:at]), starts, ends)
+        view, at = self.view, self.position
+        starts = [at]
+        try:
+            for _ in range(count):
+                at += 8 + read(view, at)[0]
+                starts.append(at)
+        except (struct.error, OverflowError):
+            at = len(view) + 1
+        if at > len(view):
+            raise errors.TruncatedFile(self.path, f"ends inside {what}, whose strings claim more bytes than there are")
+        begin, self.position = self.position, at
+        return Strings(bytes(view[begin:at]), [start - begin for start in starts])
 
 
 def _head(cursor: _Cursor) -> tuple[int, int]:
