@@ -20,8 +20,6 @@ from rookery.weights.quantise import TYPES, Plan, quantise
 FIXTURES = Path(__file__).parent / "fixtures"
 CONFIG = Config("7", 2, 64, 300, 256, 2, {"w": 32, "a": 16, "v": 16, "g": 32})
 
-needs_core = pytest.mark.skipif(not _native.available(), reason="the native core is not built")
-
 
 def written(path: Path, config: Config = CONFIG, change: dict[str, Any] | None = None) -> Path:
     """A model of random numbers."""
@@ -47,11 +45,12 @@ def types(path: Path) -> dict[str, str]:
     return {name: tensor.dtype for name, tensor in formats.read(path).tensors.items()}
 
 
-@needs_core
 @pytest.mark.parametrize("dtype", TYPES)
 def test_matrices_are_what_the_encoder_makes_of_them_and_the_rest_is_as_it_was(
     model: Path, tmp_path: Path, dtype: str
 ) -> None:
+    if dtype.endswith("k") and not _native.available():
+        pytest.skip("the native core is not built")
     out = tmp_path / "out.gguf"
     counts = quantise(model, out, Plan(dtype))
     before, after = weights.load(model), weights.load(out)

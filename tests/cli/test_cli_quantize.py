@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from terminal import MODEL, check_mistake, finish, start
 
-from rookery import formats, weights
+from rookery import _native, formats, weights
 from rookery.cli.quantize import TYPES
 from rookery.formats import Tensor
 from rookery.weights import quantise
@@ -21,7 +21,8 @@ SMALL = ["--type", "q8_0"]
 def test_quantize(rookery: Any, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     code, said, err = rookery("quantize", "gosling", out, "--type", "Q5_1", "--head", "q8_0", "--threads", "2")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == "" or not _native.available()
     assert said.startswith(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB, tensors: ")
     assert "1 q8_0" in said
     assert "25 q5_1" in said
@@ -74,7 +75,7 @@ def test_what_is_no_model(rookery: Any, tmp_path: Path, names: list[str]) -> Non
 
 
 def test_a_disk_that_fills(tmp_path: Path) -> None:
-    """No file may grow beyond 100 kB; the model takes 600."""
+    """No file may grow beyond 100 kB; the model takes 2 MB."""
     resource = pytest.importorskip("resource")
     out = tmp_path / "out.gguf"
     out.write_text("mine")
@@ -82,7 +83,7 @@ def test_a_disk_that_fills(tmp_path: Path) -> None:
     def narrow() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    process = start("quantize", "gosling", out, "--type", "q4_0", "--force", preexec_fn=narrow)
+    process = start("quantize", "gosling", out, "--type", "f16", "--force", preexec_fn=narrow)
     check_mistake(finish(process), f"{out}: cannot be written (File too large)")
     assert out.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == [out.name]

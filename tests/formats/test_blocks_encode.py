@@ -91,9 +91,14 @@ def test_without_the_core_k_types_say_what_they_need(monkeypatch: pytest.MonkeyP
     values = DATA["normal"]
     with_core = blocks.encode("q5_1", values)
     monkeypatch.setattr(_native, "reason", "not built")
+    monkeypatch.delenv("ROOKERY_REQUIRE_NATIVE", raising=False)
     np.testing.assert_array_equal(blocks.encode("q5_1", values), with_core)
     with pytest.raises(BackendError, match="encoding q4_k needs the native core"):
         blocks.encode("q4_k", values)
+    monkeypatch.setenv("ROOKERY_REQUIRE_NATIVE", "1")
+    for run in (lambda: blocks.encode("q5_1", values), lambda: blocks.decode("q5_1", with_core, values.shape)):
+        with pytest.raises(BackendError, match="ROOKERY_REQUIRE_NATIVE is set"):
+            run()
 
 
 def test_rows_that_are_no_whole_blocks() -> None:

@@ -52,6 +52,7 @@ def decode(dtype: str, data: Array, shape: tuple[int, ...]) -> Array:
         values = np.empty(prod(shape), np.float32)
         _native.core.decode_blocks(dtype, data, values)
         return values.reshape(shape)
+    _native.check()
     from rookery.formats import blocks_numpy
 
     return blocks_numpy.decode(dtype, data).reshape(shape)
@@ -70,8 +71,10 @@ def encode(dtype: str, values: Array) -> Array:
     if _native.available():
         _native.core.encode_blocks(dtype, values, data)
         return data
+    _native.check()
     if dtype.endswith("_k"):
         raise BackendError(f"encoding {dtype} needs the native core, which is missing; {_native.REMEDY}")
+    _native.announce_missing()
     from rookery.formats import blocks_numpy
 
     return blocks_numpy.encode(dtype, values)
