@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +349,20 @@ def test_a_conversion_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     with forge.memory_below(2**18):
         back = formats.read(tmp_path / "x.gguf")
         assert len(names.to_blinkdl("x", back.tensors, back.metadata)) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["rwkv6", "rwkv7"])
+def test_files_made_without_our_code(shared: Path, tmp_path: Path, architecture: str) -> None:
+    """gguf-py writes llama.cpp's names and shapes in F16; the same model as a .pth in bf16 says the same."""
+    for package in ("torch", "gguf", "rwkv"):
+        if find_spec(package) is None:
+            pytest.skip(f"make_models.py needs {package}")
+    tool = shared / "tools" / "make_models.py"
+    subprocess.run([sys.executable, tool, architecture, "--size", "tiny", "--out", tmp_path], check=True, timeout=300)
+    (gguf,), (pth,) = tmp_path.glob("*.gguf"), tmp_path.glob("*.pth")
+    model = rookery.load(gguf, backend="reference")
+    assert model.tokenizer.encode("Hello, Ann") == rookery.load(pth).tokenizer.encode("Hello, Ann")
+    assert model.weights.tensors["blocks.1.att.key.weight"].dtype == "f16"
+    theirs, _ = rookery.load(pth, backend="reference").forward(TOKENS, every=True)
+    np.testing.assert_allclose(model.forward(TOKENS, every=True)[0], theirs, rtol=0, atol=1e-3)
