@@ -111,6 +111,15 @@ def test_every_byte_needs_a_token(trie: type[Trie], text: bytes) -> None:
         trie(text)
 
 
+@pytest.mark.parametrize("trie", TRIES, ids=["python", "native"][: len(TRIES)])
+@pytest.mark.parametrize("byte", [0, 101, 200, 255])
+def test_every_byte_needs_a_token_among_many(trie: type[Trie], byte: int) -> None:
+    """A longer token may take the place in the double array at which the missing byte is looked for."""
+    longer = [b"300 'ab' 2", b"301 'cd' 2"]  # the first is looked for a free place, and there is one
+    with pytest.raises(ValueError, match=f"no token for the single byte {byte}: "):
+        trie(b"\n".join([*GOOD[:byte], *GOOD[byte + 1 :], *longer]))
+
+
 @pytest.mark.skipif(not _native.available(), reason="the native core is not built")
 @given(st.lists(st.binary(min_size=2, max_size=6), unique=True, max_size=60), st.lists(st.binary(max_size=9)))
 def test_any_vocabulary(tokens: list[bytes], texts: list[bytes]) -> None:
