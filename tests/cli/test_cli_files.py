@@ -68,6 +68,10 @@ def test_info_says_which_tokenizer(rookery: Any) -> None:
     facts = info.describe(file, 1, fingerprint=False)
     assert facts["tokenizer"] == {"name": "bytes", "source": "file"}
     assert "tokenizer    bytes\n" in info.page(facts)
+    file.format, file.metadata = "gguf", {"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": ["a", "b"]}
+    stored = info.describe(file, 0, False)
+    assert stored["tokenizer"] == {"name": "rwkv, 2 tokens", "source": "stored"}
+    assert "tokenizer    rwkv, 2 tokens (came with the weights)\n" in info.page(stored)
     facts["tokenizer"] = {"name": "\x1b]0;hostile\x07", "source": "file"}
     assert r"tokenizer    \x1b]0;hostile\x07" in info.page(facts)
     facts["tokenizer"] = {"name": "world", "source": "guess"}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rookery import _native, errors, weights
 from rookery.model import Model
+from rookery.model import load as load_model
 from rookery.tokenizer import World, load
 from rookery.tokenizer.stored import of_folder, of_gguf
 
@@ -168,3 +169,32 @@ def test_a_config_that_links_out_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(errors.FileError, match="leads out of the folder"):
         load(folder / "tokenizer.json")
+
+
+def test_a_gguf_from_end_to_end(tmp_path: Path) -> None:
+    """Written by `convert`, without the name that Rookery notes: what any other program's GGUF is."""
+    weights.convert("gosling", tmp_path / "x.gguf")
+    of = weights.load(tmp_path / "x.gguf")
+    assert of.metadata.pop("rookery.tokenizer") == "bytes"
+    tokenizer = Model(of, None).tokenizer  # type: ignore[arg-type]
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.end) == ("rwkv", 256, None)
+    assert tokenizer.decode(tokenizer.encode("Two households")) == "Two households"
+    of.metadata["tokenizer.ggml.tokens"] = [*of.metadata["tokenizer.ggml.tokens"][:255], "ab"]
+    with pytest.raises(errors.TokenizerError, match="no token for the single byte 255"):
+        _ = Model(of, None).tokenizer  # type: ignore[arg-type]
+
+
+def test_a_folder_from_end_to_end(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra hf")
+    from rookery.tokenizer.huggingface import BYTE
+
+    folder = tmp_path / "model"
+    weights.convert(FIXTURE.with_name("v4.safetensors"), folder, to="hf")
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"decoder": {"type": "ByteLevel"} | dict.fromkeys(("add_prefix_space", "trim_offsets"), True)}
+        | {"model": {"type": "BPE", "vocab": BYTE, "merges": []}})
+    )  # fmt: skip
+    opened = load_model(str(folder))
+    assert opened.tokenizer.name == "tokenizer"
+    assert opened.weights.format == "hf"
+    assert len(opened.generate("hé", max_tokens=3, seed=1)) > 0

@@ -79,9 +79,13 @@ def describe(model: Weights, size: int, fingerprint: bool) -> dict[str, Any]:
 
 
 def _tokenizer(model: Weights) -> dict[str, str | None]:
-    """`source`: "file" when the file names it, "guess" from the number of tokens, "none"."""
+    """`source`: "file" when the file names it, "stored" when it comes with the weights, "guess" by size, "none"."""
+    from rookery.tokenizer import stored
+
     if name := model.metadata.get("rookery.tokenizer"):
         return {"name": name, "source": "file"}
+    if model.format in ("gguf", "hf") and (name := stored.where(model.path, model.format, model.metadata)):
+        return {"name": name, "source": "stored"}
     if model.config.n_vocab == 65536:
         return {"name": "world", "source": "guess"}
     return {"name": None, "source": "none"}
@@ -118,9 +122,11 @@ def page(facts: dict[str, Any]) -> str:
         "layers": f"{facts['n_layer']} x width {facts['n_embd']}{heads}, FFN {facts['n_ffn']}",
         "LoRA ranks": ranks,
         "vocabulary": f"{facts['n_vocab']:,} tokens",
-        "tokenizer": {"file": name, "guess": f"{name} (a guess, by the size of the vocabulary)"}.get(
-            source, "unknown; name it with --tokenizer bytes|utf16le|world|FILE"
-        ),
+        "tokenizer": {
+            "file": name,
+            "stored": f"{name} (came with the weights)",
+            "guess": f"{name} (a guess, by the size of the vocabulary)",
+        }.get(source, "unknown; name it with --tokenizer bytes|utf16le|world|FILE"),
         "state": f"{facts['state']['numbers']:,} numbers, {_size(facts['state']['bytes'])} a sequence in float32",
         "group norm": facts["group_norm_eps"] and f"eps {facts['group_norm_eps']:g}",
         "time_state": facts["time_state"] and "present: starts from a tuned state",

@@ -91,7 +91,9 @@ def add_model(parser: Parser) -> None:
         help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a Hugging Face folder (default: gosling)",
     )
     group.add_argument(
-        "--tokenizer", metavar="NAME", help="bytes, utf16le, world or a vocabulary file (default: the model's own)"
+        "--tokenizer",
+        metavar="NAME",
+        help="bytes, utf16le, world, a vocabulary or a tokenizer.json (default: the model's own)",
     )
     group.add_argument("--backend", default="auto", metavar="NAME", help="auto, reference or torch (default: auto)")
     group.add_argument(

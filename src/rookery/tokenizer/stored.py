@@ -17,6 +17,7 @@ from rookery.tokenizer.trie import LARGEST_ID
 from rookery.tokenizer.world import World
 
 VOCABULARY, TOKENIZER = "rwkv_vocab_v20230424.txt", "tokenizer.json"
+TOKENS = "tokenizer.ggml.tokens"
 MAX_CONFIG = 1 << 20
 
 # gguf's token types: the text of these is a name, which never stands in a text
@@ -30,13 +31,22 @@ def find(path: str, format: str, metadata: Mapping[str, Any]) -> World | Hugging
     return of_folder(path) if format == "hf" else of_gguf(metadata, path)
 
 
+def where(path: str, format: str, metadata: Mapping[str, Any]) -> str | None:
+    """What `find` would read, told without reading it."""
+    if format == "hf":
+        return next((name for name in (VOCABULARY, TOKENIZER) if name in os.listdir(path)), None)
+    tokens = metadata.get(TOKENS)
+    listed = metadata.get("tokenizer.ggml.model") == "rwkv" and isinstance(tokens, Sequence)
+    return f"rwkv, {len(tokens)} tokens" if listed and tokens is not None else None
+
+
 def of_gguf(metadata: Mapping[str, Any], path: str) -> World | None:
     """The vocabulary in a GGUF's metadata, if it is there and of llama.cpp's kind "rwkv". Raises TokenizerError.
 
     `tokenizer.ggml.tokens` holds repr() of each token's bytes without its quotes; the ids of control and unused tokens
     have no bytes, and of the control tokens the one of `tokenizer.ggml.eos_token_id`, else id 0, ends a text.
     """
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = metadata.get(TOKENS)
     if metadata.get("tokenizer.ggml.model") != "rwkv" or tokens is None:
         return None
     if not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes) or len(tokens) > LARGEST_ID:
