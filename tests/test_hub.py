@@ -236,6 +236,17 @@ def test_a_folder_is_complete_when_its_config_is_there(server: Hub, cache: Path)
     assert server.asked == []
 
 
+def test_a_real_folder_runs_from_the_cache(server: Hub, tmp_path: Path) -> None:
+    """The cache's folder is links to blobs beside it, which the folder's reader has to follow, and no others."""
+    source = FIXTURES / "v4.safetensors"
+    rookery.weights.convert(source, tmp_path / "folder", to="hf")
+    server.files = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+    model = rookery.load("org/name", backend="reference")
+    assert model.weights.format == "hf"
+    ours, _ = rookery.load(source, backend="reference").forward([1, 2, 3])
+    assert (model.forward([1, 2, 3])[0] == ours).all()
+
+
 def test_choosing() -> None:
     bins = {"config.json", "pytorch_model.bin", "rwkv.pth"}
     assert hub.candidates(bins) == {".": ["pytorch_model.bin", "config.json"], "rwkv.pth": ["rwkv.pth"]}

@@ -88,7 +88,7 @@ def add_model(parser: Parser) -> None:
         "--model",
         default="gosling",
         metavar="FILE",
-        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a Hugging Face folder (default: gosling)",
+        help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, a Hugging Face folder, or ORG/NAME (default: gosling)",
     )
     group.add_argument(
         "--tokenizer",
