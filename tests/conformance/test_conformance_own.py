@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matrix import FIXTURES, OP_SETS, OWN, Bar, OpSet, check, check_same, model, outcome, own, tokens, truth, whole
 from safetensors.numpy import save_file
-from written import write_ggmf, write_pth
+from written import write_ggmf, write_gguf, write_pth
 
 from oracle import Oracle, read_safetensors
 from rookery.model import Array, Model, State
@@ -129,6 +129,15 @@ def test_from_ggmf(name: str, ops: OpSet, tmp_path: Path) -> None:
     write_ggmf(FIXTURES / f"{name}.safetensors", tmp_path / "model.bin", name[1:])
     # the file keeps v4's and v5's decays through an exponential in float32, so that is the bar for float64 too
     check(whole(model(tmp_path / "model.bin", ops), tokens(name)), truth(name), Bar(LOGITS_TEXT, STATE))
+
+
+@pytest.mark.parametrize("name", ["v6", "v7"])  # what llama.cpp knows
+@all_op_sets
+def test_from_gguf(name: str, ops: OpSet, tmp_path: Path) -> None:
+    write_gguf(FIXTURES / f"{name}.safetensors", tmp_path / "model.gguf", name[1:])
+    check_same(
+        whole(model(tmp_path / "model.gguf", ops), tokens(name)), whole(own(name, ops), tokens(name)), ops, ops.bar
+    )
 
 
 # -- the initial state -------------------------------------------------------------------------------------------------
