@@ -38,7 +38,8 @@ def load(
     tokenizer: str | Tokenizer | None = None,
     group_norm_eps: float | None = None,
 ) -> Model:
-    """Open a model: "gosling" (the packaged one) or a .pth, .safetensors, .gguf or rwkv.cpp .bin file.
+    """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a
+    Hugging Face folder.
 
     `backend`: "auto", "reference", "torch". `dtype`: "float32" or "float64". `device` ("cpu", "cuda") and `threads`
     act on torch; NumPy's threads are those of its BLAS (OPENBLAS_NUM_THREADS).
