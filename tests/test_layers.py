@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "_native": {"_core"},
     "formats": {"_core", "_native"},
     "hub": {"formats"},
-    "weights": {"formats", "architecture", "models", "hub", "tokenizer"},  # GGUF and folders carry a vocabulary
+    "weights": {"formats", "architecture", "models", "hub", "tokenizer", "_native"},  # a vocabulary goes along
     "tokenizer": {"architecture", "formats", "_core", "_native"},
     "sampling": {"architecture", "formats", "_core", "_native"},
     "state": {"architecture", "formats", "_core", "_native"},
