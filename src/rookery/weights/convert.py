@@ -6,8 +6,6 @@ import os
 
 from rookery import formats
 from rookery.errors import CannotWrite
-from rookery.formats import folder
-from rookery.weights import folders
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -25,6 +23,8 @@ def convert(
     """
     source = locate(source)
     if to == "hf":
+        from rookery.formats import folder
+
         folder.check_target(os.fspath(target))
     else:
         check_target(source, target, force)
@@ -51,5 +51,7 @@ def write(weights: Weights, target: str | os.PathLike[str], to: str | None = Non
         tensors = {name: gguf.plain(t) for name, t in weights.tensors.items()}
         metadata = {key: value for key, value in ours.items() if isinstance(value, str)}
     if to == "hf":
+        from rookery.weights import folders
+
         return folders.write(weights, target, tensors, metadata)
     formats.write(target, tensors, metadata, format=to)

@@ -7,12 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from math import nan
 from types import SimpleNamespace
 from typing import Any
 
-from rookery import formats, hub
+from rookery import formats
 from rookery.architecture import VERSIONS, Config, Param, version
 from rookery.errors import InputError, MissingFile, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats.tensor import Tensor
@@ -70,13 +69,18 @@ class _Shapes(dict[str, tuple[int, ...]]):
 def locate(path: str | os.PathLike[str]) -> str:
     """The path of a model file; "gosling" is the packaged one, and `org/name` one of the Hugging Face hub."""
     if isinstance(path, str) and path in PACKAGED:
+        from importlib.resources import files
+
         return str(files("rookery.models") / PACKAGED[path])
     if isinstance(path, str) and "://" in path:
         raise MissingFile(path, "an address, not a file; download it and give the file's path")
     if isinstance(path, str) and os.sep not in path and not os.path.exists(path):
         raise MissingFile(path, f"no such file here, and no packaged model (those are: {', '.join(PACKAGED)})")
-    if isinstance(path, str) and hub.is_name(path):
-        return hub.find(path)
+    if isinstance(path, str) and not os.path.exists(path):
+        from rookery import hub  # not at the top: opening a file should cost little more than importing NumPy
+
+        if hub.is_name(path):
+            return hub.find(path)
     return os.fspath(path)
 
 
