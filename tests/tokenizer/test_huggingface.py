@@ -184,6 +184,7 @@ HOSTILE = {
     "no number": (changed("model", "vocab", "the", to="1"), "its vocabulary must give each token an id"),
     "true": (changed("model", "vocab", "the", to=True), "its vocabulary must give each token an id"),
     "no byte 97": (without_byte(97), "no token for the single byte 97"),
+    "a prefix": (changed("model", "continuing_subword_prefix", to="##the"), "with a prefix or suffix"),
     "no merges": (changed("model", "merges", to=None), "is a damaged tokenizer.json"),
     "a merge of nothing": (changed("model", "merges", to=["x yz"]), "is a damaged tokenizer.json"),
     "added tokens": (SMALL | {"added_tokens": {"a": 1}}, "its added_tokens are no list"),
@@ -194,6 +195,11 @@ HOSTILE = {
     "a step that panics": (
         SMALL | {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}},
         "'Precompiled'",
+    ),
+    "a step that panics later": (SMALL | {"normalizer": [""]}, "has the step 'no object'"),
+    "steps in steps": (
+        SMALL | {"normalizer": json.loads('{"type":"Sequence","normalizers":[' * 200 + "]}" * 200)},
+        "'too deep'",
     ),
     "a bad pattern": (
         SMALL

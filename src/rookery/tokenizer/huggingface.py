@@ -22,6 +22,7 @@ from rookery.tokenizer.stream import StreamDecoder
 from rookery.tokenizer.trie import LARGEST_ID
 
 MAX_FILE = 1 << 25
+MAX_DEPTH = 8  # of steps in steps
 END = "<|endoftext|>"  # what the end is called where no tokenizer_config.json says it
 
 # Steps that a byte-level tokenizer may have. Others are not BPE's, and one of them (Precompiled) aborts on bad data.
@@ -76,7 +77,12 @@ class HuggingFace:
             encode_text(text, "utf-8")
         else:
             text = _text(bytes(text))
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the Rust library is no Exception
+            raise damaged(self.name, f"the tokenizer broke down on this text ({_line(error)})") from None
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -146,6 +152,8 @@ def _document(path: str | os.PathLike[str]) -> dict[str, Any]:
         for step in steps[part]:
             if step not in allowed | {"ByteLevel"}:
                 raise damaged(path, f"its {part} has the step {step[:40]!r}, which no byte-level BPE needs")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise damaged(path, "marks parts of words with a prefix or suffix, which byte-level BPE does not")
     vocabulary = model["vocab"]
     if not isinstance(vocabulary, dict) or not all(_is_id(id) for id in vocabulary.values()):
         raise damaged(path, f"its vocabulary must give each token an id from 0 to {LARGEST_ID}")
@@ -154,19 +162,22 @@ def _document(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise damaged(path, f"no token for the single byte {missing[0]}: wanted one for each of UTF-8's 243")
     if not isinstance(document.setdefault("added_tokens", []), list):
         raise damaged(path, "its added_tokens are no list")
-    # What would make one text give several results, or cut it off.
+    # What would make one text give several results, or cut it off; and what is not needed here.
     model["dropout"] = document["truncation"] = document["padding"] = None
+    document["decoder"] = document["post_processor"] = None
     return document
 
 
-def _steps(part: Any) -> Iterator[str]:
+def _steps(part: Any, depth: int = 0) -> Iterator[str]:
     """The types of a part and of the steps inside it."""
-    if isinstance(part, dict):
+    if depth > MAX_DEPTH or not isinstance(part, dict | None):
+        yield "too deep" if depth > MAX_DEPTH else "no object"
+    elif part is not None:
         yield str(part.get("type"))
         for inner in part.values():
             if isinstance(inner, list):
                 for step in inner:
-                    yield from _steps(step)
+                    yield from _steps(step, depth + 1)
 
 
 def _is_id(id: Any) -> bool:
@@ -183,4 +194,8 @@ def _built(path: str | os.PathLike[str], document: dict[str, Any]) -> Any:
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
-        raise damaged(path, f"is a damaged tokenizer.json ({str(error).splitlines()[0][:160]})") from None
+        raise damaged(path, f"is a damaged tokenizer.json ({_line(error)})") from None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
