@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from terminal import MODEL, check_mistake
 
-from rookery import weights
+from rookery import formats, weights
 from rookery.cli import doctor, info
 from rookery.errors import TokenizerError
 
@@ -180,3 +180,14 @@ def test_the_help_page_is_what_the_program_says() -> None:
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--max-tokens" in page.read_text("utf-8")
+
+
+def test_info_of_ggufs(rookery: Any, tmp_path: Path) -> None:
+    """One with a vocabulary, whose arrays are counted and not printed; and a Transformer's."""
+    weights.convert("gosling", tmp_path / "ours.gguf")
+    facts = json.loads(rookery("info", "--json", tmp_path / "ours.gguf").out)
+    assert facts["format"] == "gguf"
+    assert facts["metadata"]["tokenizer.ggml.tokens"] == "256 values"
+    assert facts["metadata"]["rwkv7.block_count"] == facts["n_layer"]
+    formats.write(tmp_path / "llama.gguf", {}, {"general.architecture": "llama\x1b[0m"})
+    check_mistake(rookery("info", tmp_path / "llama.gguf"), r"the architecture 'llama\x1b[0m', which is no RWKV")
