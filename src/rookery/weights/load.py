@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +39,8 @@ class Weights:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tensors (names, types, shapes, bytes); a pass over the whole file, made once."""
+        import hashlib  # 3 ms that opening a file need not wait for
+
         digest = hashlib.sha256()
         for p in sorted(self.params, key=lambda p: p.name):
             t = self.tensors[p.name]
