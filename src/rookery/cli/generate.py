@@ -50,16 +50,16 @@ def run(args: argparse.Namespace) -> int:
     pieces, interrupted = [""], False
     try:
         for piece in _patiently(job, stream):
-            pieces.append(piece)
             if not args.json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-                del pieces[:-1]
+                pieces.clear()
+            pieces.append(piece)  # what was written, so that an interrupt before it does not cost the last line end
     except KeyboardInterrupt:
         interrupted = True
     if args.json:
         print(json.dumps(_report(args, model, prompt, stream, "".join(pieces))))
-    elif not pieces[-1].endswith("\n"):
+    elif not "".join(pieces).endswith("\n"):
         print(flush=True)
     if interrupted:
         return INTERRUPTED
