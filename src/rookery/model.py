@@ -35,7 +35,7 @@ def load(
     threads: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    tokenizer: str | Tokenizer | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     group_norm_eps: float | None = None,
 ) -> Model:
     """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a

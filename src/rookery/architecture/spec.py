@@ -67,7 +67,7 @@ class Curve:
 
 
 Init: TypeAlias = Fill | Uniform | Orthogonal | Curve
-ZERO, ONE = Fill(0.0), Fill(1.0)
+ZERO = Fill(0.0)
 
 
 @dataclass(frozen=True, slots=True)

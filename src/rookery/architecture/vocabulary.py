@@ -103,7 +103,9 @@ class Vocabulary(Protocol):
         """
         ...
 
-    def wkv7(self, r: Array, log_decay: Array, k: Array, v: Array, a: Array, b: Array, state: Array) -> tuple[Array, Array]:  # fmt: skip # noqa: E501
+    def wkv7(
+        self, r: Array, log_decay: Array, k: Array, v: Array, a: Array, b: Array, state: Array
+    ) -> tuple[Array, Array]:
         """[R,H,N] x6, [B,H,N,N] -> ([R,H,N], state), the generalised delta rule.
 
         S <- diag(e^log_decay) S + b (a^T S) + k v^T; y = r S; S is [key, value].

@@ -112,3 +112,10 @@ class Deferred(Tensor):
         from rookery.formats import blocks
 
         return blocks.nbytes(self.dtype, self.shape)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Block types as float32, made when asked for; all others as they are."""
+    if tensor.dtype in NUMPY or tensor.dtype == "bf16":
+        return tensor
+    return Deferred("f32", tensor.shape, lambda: Tensor.of(tensor.float32()))

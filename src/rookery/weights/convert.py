@@ -6,6 +6,7 @@ import os
 
 from rookery import formats
 from rookery.errors import CannotWrite
+from rookery.formats.tensor import plain
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -41,14 +42,19 @@ def check_target(source: str, target: str | os.PathLike[str], force: bool) -> No
             raise CannotWrite(target, "exists already; --force overwrites it")
 
 
+def provenance(weights: Weights) -> dict[str, str]:
+    """What a written file says of the model it was made from."""
+    return {"rookery.lineage": weights.lineage, "rookery.group_norm_eps": repr(weights.config.group_norm_eps)}
+
+
 def write(weights: Weights, target: str | os.PathLike[str], to: str | None = None) -> None:
     """Write a model, one tensor at a time. Raises CannotWrite and UnsupportedType."""
     ours = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.") or key in _KEPT}
-    ours |= {"rookery.lineage": weights.lineage, "rookery.group_norm_eps": repr(weights.config.group_norm_eps)}
+    ours |= provenance(weights)
     if (to or formats.suffix_format(target)) == "gguf":
         tensors, metadata = gguf.from_blinkdl(weights.tensors, weights.config, weights.metadata | ours)
     else:
-        tensors = {name: gguf.plain(t) for name, t in weights.tensors.items()}
+        tensors = {name: plain(t) for name, t in weights.tensors.items()}
         metadata = {key: value for key, value in ours.items() if isinstance(value, str)}
     if to == "hf":
         from rookery.weights import folders

@@ -14,7 +14,7 @@ from rookery.errors import TooLarge
 from rookery.formats import folder
 from rookery.formats.raw import map_file
 from rookery.formats.tensor import Tensor
-from rookery.weights.load import MIX_EPS, Weights
+from rookery.weights.load import LAYER_NORM_EPS, Weights
 from rookery.weights.names import hf
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
@@ -63,7 +63,7 @@ def settings(weights: Weights, tokenizer: str | None = None) -> dict[str, Any]:
     }
     if major == "7":
         return made | _fla(weights) | {"max_position_embeddings": said.get("max_position_embeddings", 4096)}
-    made |= {"attention_hidden_size": c.n_embd, "layer_norm_epsilon": MIX_EPS, "rescale_every": 6}
+    made |= {"attention_hidden_size": c.n_embd, "layer_norm_epsilon": LAYER_NORM_EPS, "rescale_every": 6}
     made["context_length"] = said.get("context_length", 1024 if major == "4" else 4096)
     if major != "4":
         made |= {"head_size": c.head_size, "num_attention_heads": c.n_head}
@@ -85,7 +85,7 @@ def _fla(weights: Weights) -> dict[str, Any]:
         "gate_low_rank_dim": c.ranks["g"],
         "norm_first": True,
         "norm_bias": True,
-        "norm_eps": MIX_EPS,
+        "norm_eps": LAYER_NORM_EPS,
     }
 
 

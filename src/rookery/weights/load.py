@@ -18,7 +18,7 @@ from rookery.weights import detect, names
 from rookery.weights.names import ggmf, gguf, hf
 
 PACKAGED = {"gosling": "gosling.safetensors"}
-MIX_EPS = 1e-5  # of every LayerNorm
+LAYER_NORM_EPS = 1e-5
 
 
 @dataclass
@@ -171,6 +171,6 @@ def tree(weights: Weights, make: Callable[[Param, Tensor], Any]) -> SimpleNamesp
                 setattr(node, folder, SimpleNamespace())
             node = getattr(node, folder)
             if folder.startswith("ln"):
-                node.eps = weights.config.group_norm_eps if folder == "ln_x" else MIX_EPS
+                node.eps = weights.config.group_norm_eps if folder == "ln_x" else LAYER_NORM_EPS
         setattr(node, leaf, make(p, weights.tensors[p.name]))
     return root

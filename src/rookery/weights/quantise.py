@@ -19,7 +19,7 @@ from rookery.architecture import Param, version
 from rookery.errors import BackendError, InputError, ModelError
 from rookery.formats import blocks
 from rookery.formats.tensor import Array, Deferred, Tensor
-from rookery.weights.convert import check_target
+from rookery.weights.convert import check_target, provenance
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -71,7 +71,7 @@ def quantise(
     `source`; InputError for a name that belongs to another format; ModelError for a number that the type cannot hold.
     """
     source = locate(source)
-    if formats.SUFFIXES.get(os.path.splitext(target)[1].lower(), "gguf") != "gguf":
+    if formats.suffix_format(target) not in (None, "gguf"):
         raise InputError(f"{os.fspath(target)}: quantised models are written as GGUF; name the file .gguf")
     check_target(source, target, force)
     weights = load(source)
@@ -91,8 +91,8 @@ class _Work:
         """What the target holds, each changed tensor to be made when its bytes are asked for."""
         config = self.weights.config
         table = {p.name: p for p in version(config).params(config)}
-        ours = {"rookery.lineage": self.weights.lineage, "rookery.group_norm_eps": repr(config.group_norm_eps)}
-        tensors, metadata = gguf.from_blinkdl(self.weights.tensors, config, self.weights.metadata | ours)
+        said = self.weights.metadata | provenance(self.weights)
+        tensors, metadata = gguf.from_blinkdl(self.weights.tensors, config, said)
         for name, tensor in tensors.items():
             param = table.get(gguf.blinkdl_name(name, config.version[0]))
             dtype = param and self.plan.of(param, tensor.shape[-1])

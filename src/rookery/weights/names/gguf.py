@@ -21,7 +21,7 @@ from rookery.architecture import Config
 from rookery.errors import BadHeader, MissingTensor, UnknownArchitecture, WrongShape
 from rookery.formats import blocks
 from rookery.formats.raw import brief
-from rookery.formats.tensor import NUMPY, Deferred, Tensor, round_bf16, widen_bf16
+from rookery.formats.tensor import Deferred, Tensor, plain, round_bf16, widen_bf16
 from rookery.weights.names import Tensors, gguf_vocabulary
 
 _RESCALE_KEY = "rwkv6.rescale_every_n_layers"
@@ -155,13 +155,6 @@ def _moved(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Axes in another order; blocks, whose rows would break, as float32."""
     tensor = plain(tensor)
     return Deferred(tensor.dtype, tuple(tensor.shape[i] for i in axes), lambda: tensor.permuted(*axes))
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """Block types as float32, made when asked for; all others as they are."""
-    if tensor.dtype in NUMPY or tensor.dtype == "bf16":
-        return tensor
-    return Deferred("f32", tensor.shape, lambda: Tensor.of(tensor.float32()))
 
 
 def _raised(tensor: Tensor, exponent: int) -> Tensor:
