@@ -8,6 +8,8 @@
 
 namespace rookery::ROOKERY_ISA {
 
+constexpr int REGISTERS = 8;
+
 struct F {
     __m256 a, b;
 };

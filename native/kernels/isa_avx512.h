@@ -8,6 +8,8 @@
 
 namespace rookery::ROOKERY_ISA {
 
+constexpr int REGISTERS = 32;
+
 struct F {
     __m512 v;
 };

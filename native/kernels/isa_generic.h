@@ -9,6 +9,8 @@
 
 namespace rookery::ROOKERY_ISA {
 
+constexpr int REGISTERS = 4;  // that hold an F or an I
+
 struct F {
     float v[16];
 };

@@ -1,0 +1,335 @@
+// Weights times activations, and the activations' encoding; one text for every instruction set and every kind.
+//
+// A tile is a few rows by one or two panels. Each (row, panel) has its own accumulators, which meet the columns in one
+// order that does not depend on the tile: that is the law of rows. One to a few rows walk the panels as one long stream;
+// more rows go over a slice of columns of two panels while it lies in the first cache.
+#pragma once
+
+#include "../kernels.h"
+#include "layout.h"
+
+namespace rookery::ROOKERY_ISA {
+
+struct Span {  // what a tile is made of: columns [begin, end) of its panels and rows
+    const std::uint8_t* panel;
+    std::size_t panel_bytes;
+    const std::uint8_t* x;
+    std::size_t x_bytes;
+    float* out;
+    Stride so;
+    int columns, begin, end;
+    int width;  // outputs of the last panel
+};
+
+static inline F take(const float* out, int width) { return width == PANEL ? load(out) : load(out, width); }
+static inline void put(float* out, F value, int width) {
+    if (width == PANEL)
+        store(out, value);
+    else
+        store(out, value, width);
+}
+
+// ---- Floats. Even and odd steps add up apart, to hide an addition's latency; they meet at the end of a slice.
+
+struct F32 {
+    using Lanes = F;
+    static constexpr int STEP = 1, SLICE = 256;
+    template <int PART>
+    static Lanes weights(const std::uint8_t* panel, int k) {
+        return load(reinterpret_cast<const float*>(panel) + PANEL * k);
+    }
+    static F step(F acc, Lanes w, const std::uint8_t* x, int k) {
+        return fma(w, set(reinterpret_cast<const float*>(x)[k]), acc);
+    }
+};
+
+struct F16 : F32 {
+    template <int PART>
+    static Lanes weights(const std::uint8_t* panel, int k) {
+        return load_f16(reinterpret_cast<const std::uint16_t*>(panel) + PANEL * k);
+    }
+};
+
+struct Bf16Exact : F32 {
+    template <int PART>
+    static Lanes weights(const std::uint8_t* panel, int k) {
+        const U pairs = load_u(panel + 2 * PANEL * (k - PART));
+        return PART == 0 ? first_bf16(pairs) : second_bf16(pairs);
+    }
+};
+
+struct Bf16 {
+    using Lanes = U;
+    static constexpr int STEP = 2, SLICE = 512;
+    template <int PART>
+    static Lanes weights(const std::uint8_t* panel, int k) {
+        return load_u(panel + 2 * PANEL * k);
+    }
+    static F step(F acc, Lanes w, const std::uint8_t* x, int k) {
+        return dot_bf16(acc, w, reinterpret_cast<const std::uint16_t*>(x) + k);
+    }
+};
+
+template <class W, int PART, int MR, int PR>
+static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
+    typename W::Lanes w[PR];
+#pragma GCC unroll 16
+    for (int p = 0; p < PR; ++p) w[p] = W::template weights<PART>(s.panel + p * s.panel_bytes, k);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+        for (int p = 0; p < PR; ++p) acc[r][p] = W::step(acc[r][p], w[p], s.x + r * s.x_bytes, k);
+}
+
+template <class W>
+struct Floats {
+    static constexpr int SLICE = W::SLICE;
+    template <int MR, int PR>
+    static void tile(const Span& s) {
+        for (int begin = s.begin; begin < s.end; begin += SLICE) {
+            const int end = s.end - begin < SLICE ? s.end : begin + SLICE;
+            F even[MR][PR], odd[MR][PR];
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) even[r][p] = odd[r][p] = zero();
+            int k = begin;
+            for (; k + W::STEP < end; k += 2 * W::STEP) {
+                float_step<W, 0>(even, s, k);
+                float_step<W, 1>(odd, s, k + W::STEP);
+            }
+            if (k < end) float_step<W, 0>(even, s, k);
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) {
+                    float* const out = s.out + r * s.so + PANEL * p;
+                    const int width = p == PR - 1 ? s.width : PANEL;
+                    const F part = even[r][p] + odd[r][p];
+                    put(out, begin > 0 ? take(out, width) + part : part, width);
+                }
+        }
+    }
+};
+
+// ---- Codes. Whole numbers within 32 columns are exact; the scales bring them into one float per (row, panel).
+
+struct Q8 {
+    static constexpr int LOADS = 8;
+    static constexpr Kind kind = Kind::q8;
+    static I start(const Codes& x) { return iset(x.start8); }
+    static I step(I acc, U w, const Codes& x, int j) { return dot(acc, w, x.code + 4 * j); }
+};
+
+struct Q4 {
+    static constexpr int LOADS = 4;
+    static constexpr Kind kind = Kind::q4;
+    static I start(const Codes& x) { return iset(x.start4); }
+    static I step(I acc, U w, const Codes& x, int j) {
+        return dot_small(dot_small(acc, low_nibbles(w), x.code + 4 * j), high_nibbles(w), x.code + 16 + 4 * j);
+    }
+};
+
+template <class W>
+struct ScaledCodes {
+    static constexpr int SLICE = 512;
+    template <int MR, int PR>
+    static void tile(const Span& s) {
+        F acc[MR][PR];
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p)
+                acc[r][p] = s.begin > 0 ? take(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
+        const std::uint8_t* codes = s.panel + head_bytes(W::kind, s.columns);
+        for (int b = s.begin / BLOCK; b < s.end / BLOCK; ++b) {
+            const std::uint8_t* x = s.x + b * sizeof(Codes);
+            const auto row = [&](int r) -> const Codes& { return *reinterpret_cast<const Codes*>(x + r * s.x_bytes); };
+            I sum[MR][PR];
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) sum[r][p] = W::start(row(r));
+#pragma GCC unroll 16
+            for (int j = 0; j < W::LOADS; ++j) {
+                U w[PR];
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) w[p] = load_u(codes + p * s.panel_bytes + (b * W::LOADS + j) * LINE);
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                    for (int p = 0; p < PR; ++p) sum[r][p] = W::step(sum[r][p], w[p], row(r), j);
+            }
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p) {
+                const F scale = load_f16(reinterpret_cast<const std::uint16_t*>(s.panel + p * s.panel_bytes) + PANEL * b);
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r)
+                    acc[r][p] = fma(to_float(sum[r][p]) * scale, set(row(r).scale), acc[r][p]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p)
+                put(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+    }
+};
+
+// Unsigned codes with a scale and a minimum for every 16 columns.
+struct AffineCodes {
+    static constexpr int SLICE = 512;
+    template <int MR, int PR>
+    static void tile(const Span& s) {
+        F acc[MR][PR];
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p)
+                acc[r][p] = s.begin > 0 ? take(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
+        const std::size_t head = head_bytes(Kind::x8, s.columns);
+        for (int half = s.begin / 16; half < s.end / 16; ++half) {
+            const std::uint8_t* x = s.x + half / 2 * sizeof(Codes);
+            const auto row = [&](int r) -> const Codes& { return *reinterpret_cast<const Codes*>(x + r * s.x_bytes); };
+            const int which = half % 2;
+            I sum[MR][PR];
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) sum[r][p] = izero();
+#pragma GCC unroll 16
+            for (int j = 0; j < 4; ++j) {
+                U w[PR];
+#pragma GCC unroll 16
+                for (int p = 0; p < PR; ++p) w[p] = load_u(s.panel + p * s.panel_bytes + head + (half * 4 + j) * LINE);
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                    for (int p = 0; p < PR; ++p) sum[r][p] = dot_small(sum[r][p], w[p], row(r).code + 16 * which + 4 * j);
+            }
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p) {
+                const float* scales = reinterpret_cast<const float*>(s.panel + p * s.panel_bytes) + PANEL * half;
+                const F scale = load(scales), minimum = load(scales + s.columns);
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r) {
+                    const F part = fma(minimum, set(row(r).sum[which]), to_float(sum[r][p]) * scale);
+                    acc[r][p] = fma(part, set(row(r).scale), acc[r][p]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+            for (int p = 0; p < PR; ++p)
+                put(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+    }
+};
+
+// ---- From a call to tiles
+
+constexpr int FEW = REGISTERS >= 32 ? 8 : 3;           // rows of a tile of one panel
+constexpr int MANY = REGISTERS >= 32 ? 6 : 3;          // rows of a tile of PAIR panels
+constexpr int PAIR = REGISTERS >= 32 ? 2 : 1;
+
+template <class T, int PR, int MR>
+static inline void run_tile(int rows, const Span& s) {
+    if constexpr (MR > 0) {
+        if (rows == MR)
+            T::template tile<MR, PR>(s);
+        else
+            run_tile<T, PR, MR - 1>(rows, s);
+    }
+}
+
+template <class T, int PR>
+static inline void run_rows(int rows, const Span& whole) {
+    const int blocks = (rows + MANY - 1) / MANY;
+    for (int begin = 0; begin < whole.columns; begin += T::SLICE) {
+        for (int i = 0; i < blocks; ++i) {
+            const int row = rows * i / blocks, next = rows * (i + 1) / blocks;
+            Span s = whole;
+            s.begin = begin;
+            s.end = whole.columns - begin < T::SLICE ? whole.columns : begin + T::SLICE;
+            s.x += row * s.x_bytes;
+            s.out += row * s.so;
+            run_tile<T, PR, MANY>(next - row, s);
+        }
+    }
+}
+
+template <class T>
+static void linear(const Weight& w, int first, int last, const std::uint8_t* x, std::size_t x_bytes, int rows, float* out,
+                   Stride so) {
+    const std::size_t bytes = size_of_panel(w.kind, w.columns);
+    for (int p = first; p < last;) {
+        const int count = rows > FEW && last - p >= PAIR ? PAIR : 1, left = w.rows - PANEL * (p + count - 1);
+        const Span s = {w.data + p * bytes,        bytes,     x, x_bytes,   out + PANEL * (p - first), so,
+                        w.columns,                 0,         w.columns,    left < PANEL ? left : PANEL};
+        if (rows <= FEW)
+            run_tile<T, 1, FEW>(rows, s);
+        else if (count == PAIR)
+            run_rows<T, PAIR>(rows, s);
+        else
+            run_rows<T, 1>(rows, s);
+        p += count;
+    }
+}
+
+// ---- Encoding
+
+static void encode_bf16(std::uint8_t* out, const float* x, Stride sx, int rows, int columns, int begin, int end) {
+    const std::size_t stride = row_bytes(Input::bf16, columns);
+    for (int r = 0; r < rows; ++r) {
+        auto* to = reinterpret_cast<std::uint16_t*>(out + r * stride) + begin;
+        const float* from = x + r * sx;
+        int left = end - begin;
+        for (; left >= 16; left -= 16, to += 16, from += 16) store_bf16(to, load(from));
+        if (left > 0) {
+            std::uint16_t rest[16];
+            store_bf16(rest, load(from, left));
+            for (int i = 0; i < left; ++i) to[i] = rest[i];
+        }
+        if (end == columns && columns % 2 == 1) to[left] = 0;  // the last pair's second
+    }
+}
+
+static inline void encode_block(const float* x, Codes& to) {
+    const F a = load(x), b = load(x + 16);
+    const float strange = sum(fma(a, zero(), b * zero()));  // NaN if anything is not finite, else 0
+    const float scale = maximum(max(abs(a), abs(b))) / 127.0f + strange;
+    const bool some = scale > 1e-37f;  // or the inverse might not be finite; such small numbers count as zeros
+    const F inverse = set(some ? 1.0f / scale : 0.0f);
+    const F p = some ? round(a * inverse) : zero(), q = some ? round(b * inverse) : zero();
+    store_i8(to.code, to_int(p));
+    store_i8(to.code + 16, to_int(q));
+    to.scale = scale <= 1e-37f ? 0.0f : scale;
+    to.sum[0] = sum(p);
+    to.sum[1] = sum(q);
+    const auto all = static_cast<std::int32_t>(to.sum[0] + to.sum[1]);
+    to.start8 = -128 * all;
+    to.start4 = -8 * all;
+}
+
+static void encode_codes(std::uint8_t* out, const float* x, Stride sx, int rows, int columns, int begin, int end) {
+    const std::size_t stride = row_bytes(Input::codes, columns);
+    for (int r = 0; r < rows; ++r) {
+        Codes* to = reinterpret_cast<Codes*>(out + r * stride) + begin / BLOCK;
+        for (int c = 0; c < end - begin; c += BLOCK) encode_block(x + r * sx + c, *to++);
+    }
+}
+
+static void fill_linear(Kernels& table) {
+    const auto at = [&](Kind kind, Input input) -> auto& { return table.linear[static_cast<int>(kind)][static_cast<int>(input)]; };
+    at(Kind::f32, Input::f32) = linear<Floats<F32>>;
+    at(Kind::f16, Input::f32) = linear<Floats<F16>>;
+    at(Kind::bf16, Input::f32) = linear<Floats<Bf16Exact>>;
+    at(Kind::bf16, Input::bf16) = linear<Floats<Bf16>>;
+    at(Kind::q8, Input::codes) = linear<ScaledCodes<Q8>>;
+    at(Kind::q4, Input::codes) = linear<ScaledCodes<Q4>>;
+    at(Kind::x8, Input::codes) = linear<AffineCodes>;
+    table.encode[static_cast<int>(Input::bf16)] = encode_bf16;
+    table.encode[static_cast<int>(Input::codes)] = encode_codes;
+}
+
+}  // namespace rookery::ROOKERY_ISA
