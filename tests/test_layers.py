@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "state": {"architecture", "formats", "_core", "_native"},
     "backends": {"architecture", "formats", "weights", "state"},
     "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state"},
+    "bench": {"model", "backends"},
     "models": set(),
     "cli": {"*"},
     "__main__": {"cli"},

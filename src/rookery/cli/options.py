@@ -73,6 +73,16 @@ def whole(least: int) -> Any:
     return number
 
 
+def numbers(least: int) -> Any:
+    """An argparse type: whole numbers of at least `least`, with commas between them; each counts once."""
+    one = whole(least)
+
+    def listed(text: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(one(part) for part in text.split(",")))
+
+    return listed
+
+
 def add_general(parser: Parser, json: str = "") -> None:
     """--debug, and --json where a command has it."""
     if json:
@@ -80,8 +90,8 @@ def add_general(parser: Parser, json: str = "") -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_model(parser: Parser) -> None:
-    """What to run and how: the arguments of rookery.load."""
+def add_model(parser: Parser, threads: Any = None) -> None:
+    """What to run and how: the arguments of rookery.load. `threads`: the type of -t where it is not one number."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -100,7 +110,9 @@ def add_model(parser: Parser) -> None:
         "--dtype", metavar="TYPE", help="what the back end computes in, float32 or float64 (default: its own choice)"
     )
     group.add_argument("--device", metavar="NAME", help="where torch computes: cpu or cuda (default: cpu)")
-    group.add_argument("-t", "--threads", type=whole(1), metavar="N", help="threads of torch (default: its own choice)")
+    group.add_argument(
+        "-t", "--threads", type=threads or whole(1), metavar="N", help="threads of torch (default: its own choice)"
+    )
 
 
 def add_sampling(parser: Parser) -> None:
