@@ -1,7 +1,5 @@
 // rookery._core: what Python sees of the native core. Its stub is src/rookery/_core.pyi.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
+#include "bindings.h"
 
 #include <limits>
 #include <stdexcept>
@@ -54,10 +52,6 @@ nb::bytes decode(const Trie& trie, nb::handle ids) {
     return nb::bytes(text.data(), text.size());
 }
 
-template <class T>
-using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = std::uint8_t;
 
 // The type, if `bytes` and `elements` are the same number of whole blocks of it.
@@ -70,14 +64,14 @@ const rookery::BlockType& fitting(const std::string& name, std::size_t bytes, st
     return *type;
 }
 
-void decode_blocks(const std::string& name, Input<Bytes> data, Output<float> values) {
+void decode_blocks(const std::string& name, Input1<Bytes> data, Output1<float> values) {
     const auto& type = fitting(name, data.size(), values.size());
     const nb::gil_scoped_release release;
     for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
         type.decode(data.data() + i * type.bytes, values.data() + i * type.elements);
 }
 
-void encode_blocks(const std::string& name, Input<float> values, Output<Bytes> data) {
+void encode_blocks(const std::string& name, Input1<float> values, Output1<Bytes> data) {
     const auto& type = fitting(name, data.size(), values.size());
     const nb::gil_scoped_release release;
     for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
@@ -112,4 +106,5 @@ NB_MODULE(_core, m) {
     m.def("encode_blocks", &encode_blocks, nb::arg("dtype").noconvert(), nb::arg("values").noconvert(),
           nb::arg("data").noconvert(),
           "Fill `data` with the nearest blocks. ValueError if the sizes do not match. Other threads run meanwhile.");
+    bind_engine(m);
 }

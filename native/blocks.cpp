@@ -446,4 +446,6 @@ const BlockType* block_type(std::string_view name) {
     return found == std::end(kTypes) ? nullptr : found;
 }
 
+float widen_half(std::uint16_t half) { return widen(half); }
+
 }  // namespace rookery

@@ -17,4 +17,6 @@ struct BlockType {
 
 const BlockType* block_type(std::string_view name);
 
+float widen_half(std::uint16_t half);
+
 }  // namespace rookery
