@@ -35,6 +35,10 @@ BLOCKS: dict[str, tuple[int, int]] = {
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of any type. Raises ValueError for a row that is not whole blocks, KeyError for no type."""
+    if dtype.startswith("panel_"):
+        from rookery.formats import panels
+
+        return panels.nbytes(dtype, shape)
     if dtype not in BLOCKS:
         return prod(shape) * (2 if dtype == "bf16" else np.dtype(NUMPY[dtype]).itemsize)
     size, elements = BLOCKS[dtype]

@@ -23,14 +23,8 @@ def decode(dtype: str, data: Array) -> Array:
 
 
 def _simple(dtype: str, block: Array) -> Array:
-    """d * (q - zero), or d * q + m: 4-bit codes, byte j with elements j and j + 16; bit j of `h` is j's fifth."""
-    codes = block["q"]
-    if dtype != "q8_0":
-        codes = np.concatenate([codes & 15, codes >> 4], axis=1)
-    if dtype in ("q5_0", "q5_1"):
-        fifth = (block["h"][:, None] >> np.arange(32, dtype=np.uint32)) & 1
-        codes |= (fifth << 4).astype(np.uint8)
-    values = codes.astype(np.float32)
+    """d * (q - zero), or d * q + m."""
+    values = _codes(dtype, block).astype(np.float32)
     if dtype in ZERO:
         values -= ZERO[dtype]
     values *= block["d"].astype(np.float32)[:, None]
@@ -39,8 +33,51 @@ def _simple(dtype: str, block: Array) -> Array:
     return values
 
 
+def _codes(dtype: str, block: Array) -> Array:
+    """[n, 32]. 4-bit codes: byte j has elements j and j + 16; bit j of `h` is j's fifth."""
+    codes: Array = block["q"]
+    if dtype != "q8_0":
+        codes = np.concatenate([codes & 15, codes >> 4], axis=1)
+    if dtype in ("q5_0", "q5_1"):
+        fifth = (block["h"][:, None] >> np.arange(32, dtype=np.uint32)) & 1
+        codes |= (fifth << 4).astype(np.uint8)
+    return codes
+
+
+def signed(dtype: str, block: Array) -> Array:
+    """Types without a minimum: codes [n, 32] about zero, int16."""
+    return _codes(dtype, block).astype(np.int16) - ZERO.get(dtype, 0)
+
+
+def affine(dtype: str, data: Array) -> tuple[Array, Array, Array]:
+    """Types with a minimum, and q6_k: scale [n, g] and minimum [n, g] as float32, codes [n, elements] as uint8.
+
+    scale * code + minimum is what `decode` gives, to the bit but for the sign of a zero in q6_k: its scales have 18
+    significant bits and its codes six, so that 32 of them are taken away exactly.
+    """
+    block = data.view(LAYOUT[dtype])
+    with np.errstate(invalid="ignore"):
+        if dtype == "q6_k":
+            scale, codes = _q6_k_parts(block)
+            minimum = -32 * scale
+        elif dtype.endswith("_k"):
+            scale, codes, minimum = _k_parts(dtype, block)
+            minimum = -minimum
+        else:
+            codes = _codes(dtype, block)
+            scale, minimum = (block[name].astype(np.float32)[:, None] for name in "dm")
+    return scale, codes.reshape(len(block), -1), minimum
+
+
 def _k(dtype: str, block: Array) -> Array:
-    """(d * scale) * q - (m * minimum), eight parts of 32 with six-bit scales and minimums."""
+    """(d * scale) * q - (m * minimum)."""
+    scale, codes, minimum = _k_parts(dtype, block)
+    values: Array = scale[..., None] * codes - minimum[..., None]
+    return values
+
+
+def _k_parts(dtype: str, block: Array) -> tuple[Array, Array, Array]:
+    """Eight parts of 32 with six-bit scales and minimums: [n, 8], [n, 8, 32], [n, 8]."""
     s = block["s"].reshape(-1, 3, 4)
     scale = np.concatenate([s[:, 0] & 63, s[:, 2] & 15 | s[:, 0] >> 6 << 4], axis=1)
     minimum = np.concatenate([s[:, 1] & 63, s[:, 2] >> 4 | s[:, 1] >> 6 << 4], axis=1)
@@ -48,18 +85,21 @@ def _k(dtype: str, block: Array) -> Array:
     if dtype == "q5_k":
         codes |= (block["h"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
     d, m = (block[name].astype(np.float32)[:, None] for name in "dm")
-    values: Array = (d * scale)[..., None] * codes - (m * minimum)[..., None]
-    return values
+    return d * scale, codes, m * minimum
 
 
 def _q6_k(dtype: str, block: Array) -> Array:
-    """(d * scale) * (q - 32), sixteen parts of 16; a half block's elements lie in four runs of 32."""
+    """(d * scale) * (q - 32)."""
+    scale, codes = _q6_k_parts(block)
+    values: Array = scale[..., None] * (codes.astype(np.float32) - 32)
+    return values
+
+
+def _q6_k_parts(block: Array) -> tuple[Array, Array]:
+    """Sixteen parts of 16: scales [n, 16], codes [n, 16, 16]; a half block's elements lie in four runs of 32."""
     low = np.concatenate([block["q"] & 15, block["q"] >> 4], axis=2)  # [n, half, run, 32]
     high = block["h"][:, :, None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    codes = (low | high << 4).astype(np.float32).reshape(-1, 16, 16) - 32
-    scale = block["d"].astype(np.float32)[:, None] * block["s"]
-    values: Array = scale[..., None] * codes
-    return values
+    return block["d"].astype(np.float32)[:, None] * block["s"], (low | high << 4).reshape(-1, 16, 16)
 
 
 _DECODERS: dict[str, Callable[[str, Array], Array]] = {"q4_k": _k, "q5_k": _k, "q6_k": _q6_k}

@@ -36,7 +36,9 @@ def round_bf16(values: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`dtype`: a key of NUMPY, "bf16" or a block type ("q8_0"); `shape`: row-major; `data`: uint8 [nbytes]."""
+    """`dtype`: a key of NUMPY, "bf16", a block type ("q8_0") or panels ("panel_q8"); `shape`: the logical one,
+    row-major; `data`: uint8 [nbytes].
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -57,18 +59,25 @@ class Tensor:
             return self.stored()
         if self.dtype == "bf16":
             return widen_bf16(self.stored())
-        from rookery.formats import blocks
+        from rookery.formats import blocks, panels
 
-        return blocks.decode(self.dtype, self.data, self.shape)
+        decode = panels.decode if self.in_panels else blocks.decode
+        return decode(self.dtype, self.data, self.shape)
+
+    @property
+    def in_panels(self) -> bool:
+        """Whether the bytes are those of formats/panels.py, which are not row-major."""
+        return self.dtype.startswith("panel_")
 
     def stored(self) -> Array:
         """The values as they are stored, bf16 as uint16: what may be moved about without being rounded."""
         return self.data.view("<u2" if self.dtype == "bf16" else NUMPY[self.dtype]).reshape(self.shape)
 
     def permuted(self, *axes: int) -> Tensor:
-        """The same values with the axes in this order; not for block types."""
-        moved = np.ascontiguousarray(self.stored().transpose(axes))
-        return Tensor(self.dtype, moved.shape, moved.reshape(-1).view(np.uint8))
+        """The same values with the axes in this order; blocks and panels as plain numbers."""
+        tensor = plain(self)
+        moved = np.ascontiguousarray(tensor.stored().transpose(axes))
+        return Tensor(tensor.dtype, moved.shape, moved.reshape(-1).view(np.uint8))
 
     def float32(self) -> Array:
         """The values as float32 (f64 is rounded, to infinity where it must; all else exact)."""
@@ -76,9 +85,12 @@ class Tensor:
             return self.array().astype(np.float32, copy=False)
 
     def reshape(self, *shape: int) -> Tensor:
-        """The same bytes under another shape of the same size."""
+        """The same bytes under another shape of the same size; plain numbers where that would break blocks."""
         if prod(shape) != self.size:
             raise ValueError(f"cannot see {self.shape} as {shape}")
+        whole = 2 if self.in_panels else 0 if self.dtype in NUMPY or self.dtype == "bf16" else 1
+        if whole and shape[-whole:] != self.shape[-whole:]:
+            return plain(self).reshape(*shape)
         return Tensor(self.dtype, shape, self.data)
 
     @classmethod
@@ -114,8 +126,20 @@ class Deferred(Tensor):
         return blocks.nbytes(self.dtype, self.shape)
 
 
+def row_major(tensor: Tensor) -> Tensor:
+    """Panels as plain numbers of the narrowest type that surely holds them, made when asked for; others as they are."""
+    if not tensor.in_panels:
+        return tensor
+    from rookery.formats import panels
+
+    kind, _ = panels.parts(tensor.dtype)
+    dtype = kind if kind in ("f16", "bf16") else "f32"
+    return Deferred(dtype, tensor.shape, lambda: Tensor.of(tensor.float32(), dtype))
+
+
 def plain(tensor: Tensor) -> Tensor:
-    """Block types as float32, made when asked for; all others as they are."""
+    """Blocks as float32 and panels as by `row_major`, made when asked for; all others as they are."""
+    tensor = row_major(tensor)
     if tensor.dtype in NUMPY or tensor.dtype == "bf16":
         return tensor
     return Deferred("f32", tensor.shape, lambda: Tensor.of(tensor.float32()))
