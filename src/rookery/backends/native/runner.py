@@ -1,0 +1,153 @@
+"""A model on the C++ core: weights in panels, the version file as a plan, runs of at most 256 rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rookery import _native
+from rookery.architecture import Param
+from rookery.backends.native import passes
+from rookery.backends.native.pack import Memory, Table, Weight, pack
+from rookery.backends.native.plan import MAX_ROWS, Filled, Plan
+from rookery.backends.native.symbols import program
+from rookery.errors import BackendError
+from rookery.formats.tensor import Tensor
+from rookery.state import size
+from rookery.weights import Weights, tree
+
+Array = npt.NDArray[Any]
+
+
+class Runner:
+    """`dtype`: None runs the weights as they are stored, rounding activations to 8 bits or bf16 where the weights are;
+    "float32" runs the same numbers with nothing rounded. States and logits are float32 either way.
+
+    `threads`: default one for each physical core that this process may use.
+    """
+
+    name = "native"
+    dtype = np.dtype("float32")
+
+    def __init__(
+        self, weights: Weights, dtype: str | None = None, device: str | None = None, threads: int | None = None
+    ) -> None:
+        if not _native.available():
+            raise BackendError(f"the native back end is missing ({_native.reason}); {_native.REMEDY}")
+        if dtype not in (None, "float32"):
+            raise BackendError(f"dtype {dtype!r}: the native back end runs weights as stored (None) or in float32")
+        if device not in (None, "cpu"):
+            raise BackendError(f"device {device!r}: the native back end runs on the cpu; backend='torch' has others")
+        self.config, self.threads = weights.config, threads or cores()
+        self._exact = dtype == "float32"
+        self._held: list[Weight | Table] = []
+        self.listener: Callable[[str, Array], object] | None = None
+        try:
+            with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
+                self._model = tree(weights, self._param)
+                pack((part for w in self._held if isinstance(w, Weight) for part in w.parts), self.threads)
+            self.listen(None)
+        except MemoryError:
+            wanted = sum(w.tensor.nbytes for w in self._held)
+            raise BackendError(f"{weights.path}: out of memory for weights of {wanted / 1e6:,.0f} MB") from None
+        self.memory = Memory.of(part for w in self._held for part in (w.parts if isinstance(w, Weight) else [w]))
+
+    def _param(self, param: Param, tensor: Tensor) -> Any:
+        """What the version file gets: vectors as numbers, matrices as handles."""
+        if param.kind == "vector":
+            return tensor.float32().reshape(param.shape)
+        if param.kind == "state":
+            return None  # where a sequence begins, not part of a run
+        if param.kind == "embedding":
+            self._held.append(Table(param.name, tensor))
+        else:
+            self._held.append(Weight(param.name, tensor, turned=param.kind == "lora", exact=self._exact))
+        return self._held[-1]
+
+    @property
+    def plan(self) -> Plan:
+        return self._filled.plan
+
+    def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
+        """From now on call `listener(name, rows)` after each step for each point named, as "layers.3.att.k", or as
+        "att.k" for that of every layer. It hears and changes nothing: the plan is made anew and gives the same bits."""
+        with np.errstate(all="ignore"):
+            made = passes.plan(program(self.config, self._model, names if listener else ()))
+        self._filled = Filled(made, self.threads, size(self.config), self.config.n_vocab)
+        self.listener = listener
+
+    def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
+        """See `backends.Runner`."""
+        shape = (self.config.n_vocab,)
+        out = [np.empty((len(r), *shape) if every else shape, np.float32) for r in rows]
+        heard: dict[str, list[Array]] = {name: [] for name in self.plan.taps} if self.listener else {}
+        for run in runs([len(r) for r in rows]):
+            ids = np.concatenate([rows[cut.sequence][cut.begin : cut.end] for cut in run])
+            lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
+            logits = np.empty((len(ids) if every else len(run), *shape), np.float32)
+            self._filled.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+            for name, pieces in heard.items():
+                pieces.append(self._hear(name, len(ids)))
+            at = 0
+            for i, cut in enumerate(run):
+                if every:
+                    out[cut.sequence][cut.begin : cut.end] = logits[at : at + lengths[i]]
+                    at += lengths[i]
+                else:
+                    out[cut.sequence] = logits[i]
+        for name, pieces in heard.items():
+            assert self.listener
+            self.listener(name, np.concatenate(pieces))
+        return out
+
+    def _hear(self, name: str, rows: int) -> Array:
+        tap = self.plan.taps[name]
+        values = np.broadcast_to(self._filled.read(tap, rows), (rows, tap.width))
+        return values.reshape(rows, self.config.n_head, -1) if tap.headed else values
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Rows [begin, end) of a sequence."""
+
+    sequence: int
+    begin: int
+    end: int
+
+
+def runs(lengths: Sequence[int]) -> Iterator[list[Cut]]:
+    """The rows of all sequences in runs of at most MAX_ROWS; the law of rows makes the cuts invisible."""
+    run: list[Cut] = []
+    room = MAX_ROWS
+    for b, length in enumerate(lengths):
+        at = 0
+        while at < length:
+            end = min(length, at + room)
+            run.append(Cut(b, at, end))
+            room -= end - at
+            at = end
+            if not room:
+                yield run
+                run, room = [], MAX_ROWS
+    if run:
+        yield run
+
+
+def cores() -> int:
+    """Physical cores that this process may use: a second thread on one has no more arithmetic to give."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    mine = os.sched_getaffinity(0)
+    siblings = set()
+    for cpu in mine:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return len(mine)
+    return len(siblings)
