@@ -18,6 +18,7 @@ enum class Kind : std::uint8_t { f32, f16, bf16, q8, q4, x8 };
 constexpr int KINDS = 6;
 constexpr int PANEL = 16;  // rows of a panel
 constexpr int BLOCK = 32;  // columns that share a scale
+constexpr int HEAD = 1024; // elements of a head at most
 
 // What a linear kernel reads for a row: float, bf16, or 8-bit codes with a scale for every 32 columns.
 // f32 and f16 weights read f32; bf16 weights read bf16 (fast) or f32 (exact); q8, q4 and x8 read codes.

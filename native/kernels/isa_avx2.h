@@ -155,6 +155,12 @@ static inline U load_u(const void* p) {
     const __m256i* q = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+static inline void store_u(void* p, U w) {
+    __m256i* q = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(q, w.a);
+    _mm256_storeu_si256(q + 1, w.b);
+}
+static inline U operator^(U x, U y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 static inline U low_nibbles(U w) {
     const __m256i mask = _mm256_set1_epi8(15);
     return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};

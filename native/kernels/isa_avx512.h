@@ -98,6 +98,8 @@ static inline void store_i8(std::int8_t* p, I a) {
 }
 
 static inline U load_u(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_u(void* p, U w) { _mm512_storeu_si512(p, w.v); }
+static inline U operator^(U a, U b) { return {_mm512_xor_si512(a.v, b.v)}; }
 static inline U low_nibbles(U w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; }
 static inline U high_nibbles(U w) { return {_mm512_and_si512(_mm512_srli_epi16(w.v, 4), _mm512_set1_epi8(15))}; }
 

@@ -150,6 +150,11 @@ static inline U load_u(const void* p) {
     std::memcpy(out.v, p, 64);
     return out;
 }
+static inline void store_u(void* p, U w) { std::memcpy(p, w.v, 64); }
+static inline U operator^(U a, U b) {
+    for (int i = 0; i < 64; ++i) a.v[i] = a.v[i] ^ b.v[i];
+    return a;
+}
 static inline U low_nibbles(U w) {
     for (int i = 0; i < 64; ++i) w.v[i] = w.v[i] & 15;
     return w;
@@ -168,8 +173,11 @@ static inline I dot(I acc, U w, const std::int8_t* x4) {
 static inline I dot_small(I acc, U w, const std::int8_t* x4) { return dot(acc, w, x4); }
 
 // The first and the second of the bf16 pair in each lane.
-static inline F first_bf16(U w) { ROOKERY_LANES(F, from_bits(static_cast<std::uint32_t>(w.v[4 * i] | w.v[4 * i + 1] << 8) << 16)); }
-static inline F second_bf16(U w) { ROOKERY_LANES(F, from_bits(static_cast<std::uint32_t>(w.v[4 * i + 2] | w.v[4 * i + 3] << 8) << 16)); }
+static inline float bf16(std::uint8_t low, std::uint8_t high) {
+    return from_bits(static_cast<std::uint32_t>(low | high << 8) << 16);
+}
+static inline F first_bf16(U w) { ROOKERY_LANES(F, bf16(w.v[4 * i], w.v[4 * i + 1])); }
+static inline F second_bf16(U w) { ROOKERY_LANES(F, bf16(w.v[4 * i + 2], w.v[4 * i + 3])); }
 // acc[lane] += the pair of w's lane times the pair at x2.
 static inline F dot_bf16(F acc, U w, const std::uint16_t* x2) {
     const F first = set(from_bits(static_cast<std::uint32_t>(x2[0]) << 16));

@@ -129,6 +129,10 @@ static inline void store_i8(std::int8_t* p, I a) {
 static inline U load_u(const void* p) {
     ROOKERY_QUARTERS(U, vld1q_u8(static_cast<const std::uint8_t*>(p) + 16 * i));
 }
+static inline void store_u(void* p, U w) {
+    for (int i = 0; i < 4; ++i) vst1q_u8(static_cast<std::uint8_t*>(p) + 16 * i, w.v[i]);
+}
+static inline U operator^(U a, U b) { ROOKERY_QUARTERS(U, veorq_u8(a.v[i], b.v[i])); }
 static inline U low_nibbles(U w) { ROOKERY_QUARTERS(U, vandq_u8(w.v[i], vdupq_n_u8(15))); }
 static inline U high_nibbles(U w) { ROOKERY_QUARTERS(U, vshrq_n_u8(w.v[i], 4)); }
 

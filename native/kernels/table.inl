@@ -2,22 +2,11 @@
 #pragma once
 
 #include "../kernels.h"
-#if __has_include("elements.inl")
 #include "elements.inl"
-#endif
-#if __has_include("norms.inl")
+#include "linear.inl"
 #include "norms.inl"
-#endif
-#if __has_include("recurrences.inl")
 #include "recurrences.inl"
-#endif
-#if __has_include("stream.inl")
 #include "stream.inl"
-#endif
-#if __has_include("linear.inl")
-#include "linear.inl"  // gives: static void fill_linear(Kernels&), which sets encode and linear
-#define ROOKERY_LINEAR
-#endif
 
 #define ROOKERY_STRING_(x) #x
 #define ROOKERY_STRING(x) ROOKERY_STRING_(x)
@@ -26,9 +15,11 @@ namespace rookery::ROOKERY_ISA {
 
 void fill(Kernels& table) {
     table.name = ROOKERY_STRING(ROOKERY_ISA);
-#ifdef ROOKERY_LINEAR
+    fill_elements(table);
+    fill_norms(table);
+    fill_recurrences(table);
     fill_linear(table);
-#endif
+    table.stream = stream;
 }
 
 }  // namespace rookery::ROOKERY_ISA
