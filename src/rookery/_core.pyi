@@ -28,3 +28,95 @@ class Trie:
 
     @property
     def largest_id(self) -> int: ...
+
+class Engine:
+    """A plan and the threads that run it (native/engine.h). ValueError for what does not fit together.
+
+    An operand is (space, index, column): space 0 a buffer, 1 a constant, 2 none.
+    """
+
+    def __init__(self, threads: int, state_size: int, vocabulary: int, max_rows: int) -> None: ...
+    @staticmethod
+    def input_bytes(kind: int, columns: int) -> int:
+        """Bytes of a row of a shared buffer: float32 (0), bf16 (1) or codes (2)."""
+
+    def shared(self, kind: int, width: int, offset: int, rows: int) -> int:
+        """A buffer that all phases see, at a byte offset of the arena."""
+
+    def local(self, width: int, slot: int) -> int:
+        """A float32 buffer that lives within one lane."""
+
+    def logits(self) -> int:
+        """The logits that the caller of `run` gives."""
+
+    def constant(self, values: npt.NDArray[np.float32]) -> int:
+        """One row for all rows."""
+
+    def weight(self, kind: str, rows: int, columns: int, data: npt.NDArray[np.uint8]) -> int:
+        """Panels, used where they lie."""
+
+    def table(self, dtype: str, rows: int, columns: int, data: npt.NDArray[np.uint8]) -> int:
+        """Rows as stored, used where they lie."""
+
+    def phase(self, by_rows: bool, outputs: bool) -> None: ...
+    def lane(self, width: int, tile: int, slots: int) -> None: ...
+    def step(
+        self,
+        op: str,
+        out: tuple[int, int, int],
+        inputs: Sequence[tuple[int, int, int]],
+        number: int = -1,
+        state: int = -1,
+        n: int = 0,
+        eps: float = 0.0,
+    ) -> None: ...
+    def finish(self) -> None: ...
+    def run(
+        self,
+        ids: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        states: list[npt.NDArray[np.float32]],
+        logits: npt.NDArray[np.float32],
+        every: bool,
+    ) -> None:
+        """Feed rows; states and logits [Q,V] are written in place. Other Python threads run meanwhile; Ctrl-C ends it."""
+
+    def stream(self) -> float:
+        """Seconds to read all weights once with all threads, and do nothing else."""
+
+    def read(self, buffer: int, rows: int) -> npt.NDArray[np.float32]:
+        """What a shared float32 buffer held after the last run."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+
+def panel_bytes(kind: str, columns: int) -> int:
+    """Bytes of a panel of 16 rows."""
+
+def kind_of(dtype: str) -> str:
+    """The kind of panels that holds a storage type exactly. ValueError for an unknown type."""
+
+def pack(
+    dtype: str,
+    data: npt.NDArray[np.uint8],
+    rows: int,
+    columns: int,
+    transposed: bool,
+    kind: str,
+    first: int,
+    last: int,
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Fill `out` with panels [first, last) of a row-major weight. Other threads run meanwhile."""
+
+def isa() -> str:
+    """The instruction set in use. ValueError for a wrong ROOKERY_ISA."""
+
+def isas() -> list[str]:
+    """The instruction sets that run here."""
