@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,10 +197,32 @@ def test_the_peak_of_memory_is_seen_and_forgotten() -> None:
     assert (memory.peak() or high) < high - 40_000_000
 
 
-def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none" / "status")
     monkeypatch.setattr(memory, "CLEAR", tmp_path / "none" / "clear_refs")
     assert memory.anonymous() is None
     assert not memory.forget_peak()
     most = memory.peak()
     assert most is None or most > 10_000_000
+
+
+def peers_cpu(*args: object) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "benchmarks" / "peers_cpu.py"
+    tiny = ["--repeats", "1", "--decode", "2", "--prefill", "3", "--parallel", "1", "-t", "1", "--backend", "reference"]
+    return subprocess.run([sys.executable, script, *tiny, *map(str, args)], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness reads /proc")
+def test_the_harness_runs_where_no_peer_is(tmp_path: Path, model: rookery.Model) -> None:
+    file = model.weights.path
+    done = peers_cpu("--busy", "--depth", "0,4", "--json", tmp_path / "out.json", tmp_path / "none", file)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'none'} is left out" in done.stderr
+    (found,) = json.loads((tmp_path / "out.json").read_text())["files"]
+    assert found["file"] == file
+    assert found["engines"]["rookery"].endswith(" reference")
+    speeds = ["decode 2", "decode 2 after 4", "decode 2, busy", "prefill 3", "parallel 8 x 1"]
+    needs = ["first token, s", "process, s", "peak memory, MB", "anonymous, MB"]
+    assert list(found["tests"]) == needs + speeds
+    assert all(by["rookery"]["median"] > 0 for by in found["tests"].values())
+    assert all(f"\n{name} " in done.stdout for name in [*needs, *speeds, "lost in decode 2, busy"])

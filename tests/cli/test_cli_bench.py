@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from terminal import MODEL, check_mistake
 
-from rookery import backends
+from rookery import _native, backends
 
 SMALL = ["-p", "3", "-n", "2", "--rows", "1,2", "--repeats", "2"]
 
 
 @pytest.mark.parametrize("backend", [name for name in backends.NAMES if name != "torch"])
 def test_a_table(rookery: Any, backend: str) -> None:
+    if backend == "native" and not _native.available():
+        pytest.skip("no native core")
     code, out, err = rookery("bench", *SMALL, "--depth", "0,7", "--backend", backend, "-t", "1,2")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -55,8 +57,8 @@ def test_json(rookery: Any) -> None:
 
 
 def test_the_native_back_end_is_held_against_a_stream(rookery: Any) -> None:
-    if "native" not in backends.NAMES:
-        pytest.skip("no native back end yet")
+    if "native" not in backends.NAMES or not _native.available():
+        pytest.skip("no native back end")
     report = json.loads(rookery("bench", *SMALL, "--backend", "native", "-t", "2", "--json").out)
     (run,) = report["runs"]
     assert run["threads"] == 2
