@@ -21,8 +21,8 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
     int width;  // outputs of the last panel
 };
 
-static inline F take(const float* out, int width) { return width == PANEL ? load(out) : load(out, width); }
-static inline void put(float* out, F value, int width) {
+static inline F load_outputs(const float* out, int width) { return width == PANEL ? load(out) : load(out, width); }
+static inline void store_outputs(float* out, F value, int width) {
     if (width == PANEL)
         store(out, value);
     else
@@ -106,7 +106,7 @@ struct Floats {
                     float* const out = s.out + r * s.so + PANEL * p;
                     const int width = p == PR - 1 ? s.width : PANEL;
                     const F part = even[r][p] + odd[r][p];
-                    put(out, begin > 0 ? take(out, width) + part : part, width);
+                    store_outputs(out, begin > 0 ? load_outputs(out, width) + part : part, width);
                 }
         }
     }
@@ -140,7 +140,7 @@ struct ScaledCodes {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < PR; ++p)
-                acc[r][p] = s.begin > 0 ? take(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
+                acc[r][p] = s.begin > 0 ? load_outputs(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
         const std::uint8_t* codes = s.panel + head_bytes(W::kind, s.columns);
         for (int b = s.begin / BLOCK; b < s.end / BLOCK; ++b) {
             const std::uint8_t* x = s.x + b * sizeof(Codes);
@@ -172,7 +172,7 @@ struct ScaledCodes {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < PR; ++p)
-                put(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+                store_outputs(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
     }
 };
 
@@ -186,7 +186,7 @@ struct AffineCodes {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < PR; ++p)
-                acc[r][p] = s.begin > 0 ? take(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
+                acc[r][p] = s.begin > 0 ? load_outputs(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
         const std::size_t head = head_bytes(Kind::x8, s.columns);
         for (int half = s.begin / 16; half < s.end / 16; ++half) {
             const std::uint8_t* x = s.x + half / 2 * sizeof(Codes);
@@ -222,7 +222,7 @@ struct AffineCodes {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < PR; ++p)
-                put(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+                store_outputs(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
     }
 };
 
