@@ -228,8 +228,9 @@ struct AffineCodes {
 
 // ---- From a call to tiles
 
-constexpr int FEW = REGISTERS >= 32 ? 8 : 3;           // rows of a tile of one panel
-constexpr int MANY = REGISTERS >= 32 ? 6 : 3;          // rows of a tile of PAIR panels
+// A tile has two accumulators for each row and panel.
+constexpr int FEW = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 3 : 2;   // rows of a tile of one panel
+constexpr int MANY = REGISTERS >= 32 ? 6 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of PAIR panels
 constexpr int PAIR = REGISTERS >= 32 ? 2 : 1;
 
 template <class T, int PR, int MR>
