@@ -102,8 +102,10 @@ def test_the_core_packs_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {}
     for core in (_native.core, None):
         monkeypatch.setattr(_native, "core", core)
-        made[core] = [panels.of(random(dtype, shape)).data for dtype in ("f32", "f16", "bf16", *blocks.BLOCKS)
-                      for shape in SHAPES]  # fmt: skip
+        kinds = [(dtype, shape) for dtype in ("f32", "f16", "bf16", *blocks.BLOCKS) for shape in SHAPES]
+        kinds += [(dtype, (18, 7)) for dtype in ("f32", "f16", "bf16")]
+        kinds += [(dtype, (18, 96)) for dtype, (_, size) in blocks.BLOCKS.items() if size == 32]
+        made[core] = [panels.of(random(dtype, shape)).data for dtype, shape in kinds]
     for mine, theirs in zip(*made.values(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

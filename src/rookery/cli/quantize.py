@@ -15,15 +15,19 @@ TYPES = "q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, f16, bf16, f32"
 def parser() -> options.Parser:
     made = options.Parser(
         "rookery quantize",
-        "--type TYPE [options] IN OUT",
+        "--type TYPE [--packed] [options] IN OUT",
         "Write a model as a GGUF with its matrices in a smaller type. Vectors stay exact,\n"
         "low-rank pairs too unless asked. Rows that are no multiple of 256 make q4_k into\n"
         "q5_0, q5_k into q5_1 and q6_k into q8_0; of 32, anything into f16. OUT is complete\n"
-        "or untouched, whenever the work is cut short.",
+        "or untouched, whenever the work is cut short.\n\n"
+        "With --packed the same values are written as the native engine wants them in memory,\n"
+        "which it then maps instead of making them at every start. Without --type these are\n"
+        "the values of IN as they are. Only Rookery reads such a file; `convert` unpacks it.",
     )
     made.add_argument("source", metavar="IN", help="a model file")
-    made.add_argument("target", metavar="OUT", help="the .gguf file to write")
-    made.add_argument("--type", required=True, metavar="TYPE", help=TYPES)
+    made.add_argument("target", metavar="OUT", help="the .gguf file to write; with --packed the .safetensors file")
+    made.add_argument("--type", metavar="TYPE", help=TYPES)
+    made.add_argument("--packed", action="store_true", help="lay the matrices out for the native engine")
     made.add_argument("--head", metavar="TYPE", help="of the matrix that gives the logits (default: --type)")
     made.add_argument("--embedding", metavar="TYPE", help="of the token embedding (default: --type)")
     made.add_argument("--lora", action="store_true", help="change the type of the low-rank pairs too")
@@ -36,15 +40,18 @@ def parser() -> options.Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rookery.errors import InputError
     from rookery.weights.quantise import Plan, quantise
 
-    plan = Plan(args.type.lower(), _lower(args.head), _lower(args.embedding), args.lora)
-    with Job(f"quantising {args.source}", "million numbers") as job:
+    if args.type is None and not args.packed:
+        raise InputError("required: --type (or --packed, which alone keeps the types; see rookery quantize --help)")
+    plan = Plan(_lower(args.type), _lower(args.head), _lower(args.embedding), args.lora)
+    with Job(f"{'quantising' if args.type else 'packing'} {args.source}", "million numbers") as job:
 
         def progress(done: int, total: int) -> None:
             job.update(round(done / 1e6), max(1, round(total / 1e6)))
 
-        types = quantise(args.source, args.target, plan, args.force, args.threads, progress)
+        types = quantise(args.source, args.target, plan, args.force, args.threads, progress, args.packed)
     size = os.path.getsize(args.target)
     if args.json:
         print(json.dumps({"source": args.source, "target": args.target, "bytes": size, "tensors": types}))

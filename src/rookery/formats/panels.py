@@ -85,11 +85,25 @@ def of(tensor: Tensor, turned: bool = False, kind: str | None = None) -> Tensor:
     return Tensor(dtype, tensor.shape, np.concatenate(out) if len(out) != 1 else out[0])
 
 
-def pack(dtype: str, data: Array, rows: int, columns: int, kind: str) -> Array:
-    """A matrix [rows, columns] of a row-major type, uint8 [nbytes] -> its panels, uint8. Threads run side by side."""
+def narrowest(tensor: Tensor) -> str:
+    """The kind for float32 numbers: bf16 or f16 where that holds each of them exactly, else f32."""
+    values = tensor.float32()
+    if not (values.view(np.uint32) & 0xFFFF).any():
+        return "bf16"
+    with np.errstate(over="ignore", invalid="ignore"):
+        return "f16" if (values.astype(np.float16) == values).all() else "f32"
+
+
+def pack(dtype: str, data: Array, rows: int, columns: int, kind: str, out: Array | None = None) -> Array:
+    """A matrix [rows, columns] of a row-major type, uint8 [nbytes] -> its panels, uint8. Threads run side by side.
+
+    Raises ValueError for a q6_k that holds infinity or NaN, which x8 would make another of the two.
+    """
     if dtype not in _KIND and dtype != "f32":
-        return pack("f32", Tensor.of(Tensor(dtype, (rows, columns), data).float32()).data, rows, columns, kind)
-    out = np.empty(nbytes(f"panel_{kind}", (rows, columns)), np.uint8)
+        return pack("f32", Tensor.of(Tensor(dtype, (rows, columns), data).float32()).data, rows, columns, kind, out)
+    if dtype == "q6_k" and not np.isfinite(np.ascontiguousarray(data).view(blocks.LAYOUT[dtype])["d"]).all():
+        raise ValueError("infinity or NaN")
+    out = np.empty(nbytes(f"panel_{kind}", (rows, columns)), np.uint8) if out is None else out
     if hasattr(_native.core, "pack"):
         count = -(-rows // ROWS)
         _native.core.pack(dtype, np.ascontiguousarray(data), rows, columns, False, kind, 0, count, out)
@@ -159,7 +173,8 @@ def decode(dtype: str, data: Array, shape: tuple[int, ...]) -> Array:
             for first in range(0, len(panels), step):
                 part = values[first * ROWS : (first + step) * ROWS]
                 part[:] = _values(kind, panels[first : first + step], columns).reshape(-1, columns)[: len(part)]
-    return (out.swapaxes(1, 2) if turned else out).reshape(shape)
+    # In the order of any other tensor: BLAS sums by another order where memory has one.
+    return (np.ascontiguousarray(out.swapaxes(1, 2)) if turned else out).reshape(shape)
 
 
 def _values(kind: str, panels: Array, columns: int) -> Array:

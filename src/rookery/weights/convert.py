@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from rookery import formats
 from rookery.errors import CannotWrite
-from rookery.formats.tensor import plain
+from rookery.formats.tensor import Tensor, plain, row_major
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -18,8 +19,9 @@ def convert(
 ) -> None:
     """Read `source`, write `target` as `to` ("pth", "safetensors", "gguf"; default: by its suffix; "hf": a folder).
 
-    Values never change. Types do where the target cannot hold them: blocks become float32 outside GGUF, and in the
-    GGUF of a v6 or v7 vectors and small matrices become float32, as llama.cpp wants them (`names.gguf`).
+    Values never change. Types do where the target cannot hold them: blocks become float32 outside GGUF, panels plain
+    numbers anywhere, and in the GGUF of a v6 or v7 vectors and small matrices become float32, as llama.cpp wants them
+    (`names.gguf`).
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
     source = locate(source)
@@ -47,15 +49,26 @@ def provenance(weights: Weights) -> dict[str, str]:
     return {"rookery.lineage": weights.lineage, "rookery.group_norm_eps": repr(weights.config.group_norm_eps)}
 
 
+def texts(weights: Weights) -> dict[str, str]:
+    """The metadata that goes along into a format that holds only text."""
+    ours = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.") or key in _KEPT}
+    return {key: value for key, value in ours.items() if isinstance(value, str)} | provenance(weights)
+
+
+def to_gguf(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A GGUF's tensors and metadata; panels, which it cannot hold, as plain numbers."""
+    tensors = {name: row_major(t) for name, t in weights.tensors.items()}
+    return gguf.from_blinkdl(tensors, weights.config, weights.metadata | provenance(weights))
+
+
 def write(weights: Weights, target: str | os.PathLike[str], to: str | None = None) -> None:
     """Write a model, one tensor at a time. Raises CannotWrite and UnsupportedType."""
-    ours = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.") or key in _KEPT}
-    ours |= provenance(weights)
+    metadata: dict[str, Any]
     if (to or formats.suffix_format(target)) == "gguf":
-        tensors, metadata = gguf.from_blinkdl(weights.tensors, weights.config, weights.metadata | ours)
+        tensors, metadata = to_gguf(weights)
     else:
         tensors = {name: plain(t) for name, t in weights.tensors.items()}
-        metadata = {key: value for key, value in ours.items() if isinstance(value, str)}
+        metadata = texts(weights)
     if to == "hf":
         from rookery.weights import folders
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rookery.errors import UnknownArchitecture, WrongShape
-from rookery.formats.tensor import Tensor
+from rookery.formats.tensor import Tensor, plain
 from rookery.weights.names import Tensors
 
 Pairs = list[tuple[str, str]]
@@ -129,6 +129,7 @@ def _from_fla(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
         place = next(digit for digit, place in _FLA_LORA.items() if place == found[3])
         return [(f"{found[1]}{found[2]}{place}", tensor if place == "0" else tensor.permuted(1, 0))]
     if ours.endswith(".att.x_x"):
+        tensor = plain(tensor)
         rows = tensor.data.reshape(6, -1)
         shape = (1, 1, tensor.size // 6)
         return [(ours[:-1] + letter, Tensor(tensor.dtype, shape, rows[i])) for i, letter in enumerate("rwkvag")]
