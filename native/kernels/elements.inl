@@ -12,7 +12,7 @@ static inline void put(float* p, F a, int left) {
         store(p, a, left);
 }
 
-// e^x within 1 ulp: 2^n e^r with |r| <= ln(2)/2, where e^r = 1 + r + r^2 P(r) and P is the minimax of degree 4.
+// e^x to 1 ulp: 2^n e^r with |r| <= ln(2)/2, where e^r = 1 + r + r^2 P(r) and P is the minimax of degree 4.
 static inline F exp(F x) {
     x = max(set(-104.0f), min(set(89.0f), x));  // 0 and infinity beyond; NaN passes
     const F n = round(x * set(1.44269504f));
@@ -35,7 +35,7 @@ static inline F tanh(F x) {
     p = fma(p, s, set(-5.3743497e-2f));
     p = fma(p, s, set(1.3331491e-1f));
     p = fma(p, s, set(-3.3333284e-1f));
-    return select(less(size, set(0.625f)), fma(p * s, x, x), copysign(far, x));
+    return copysign(select(less(size, set(0.625f)), fma(p * s, x, x), far), x);
 }
 
 template <class Op>
