@@ -1,7 +1,7 @@
 // The engine, the panels and the instruction sets as Python sees them.
 #include "bindings.h"
 
-#include <nanobind/stl/pair.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +9,7 @@
 #include <array>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <tuple>
 
 #include "engine.h"
@@ -95,7 +96,10 @@ bool interrupted() {
 }
 
 void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, const nb::list& states,
-         nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits, bool every) {
+         nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits, bool every,
+         std::optional<Output1<double>> times) {
+    if (times && times->size() != static_cast<std::size_t>(self.engine.phases()))
+        throw std::invalid_argument("times of every phase are wanted");
     std::vector<int> counts;
     std::size_t rows = 0;
     for (std::size_t b = 0; b < lengths.size(); ++b) {
@@ -124,7 +128,7 @@ void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, con
     bool done;
     {
         const nb::gil_scoped_release release;
-        done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted);
+        done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted, times ? times->data() : nullptr);
     }
     if (!done) nb::raise_python_error();
 }
@@ -185,14 +189,15 @@ void bind_engine(nb::module_& m) {
              "An operation; operands are (0 buffer | 1 constant | 2 none, index, column).")
         .def("finish", [](Held& self) { self.engine.finish(); })
         .def("run", &run, nb::arg("ids").noconvert(), nb::arg("lengths").noconvert(), nb::arg("states"),
-             nb::arg("logits").noconvert(), nb::arg("every"),
-             "Feed rows; states and logits are written in place. Other Python threads run meanwhile; Ctrl-C ends it.")
+             nb::arg("logits").noconvert(), nb::arg("every"), nb::arg("times").noconvert() = nb::none(),
+             "Feed rows; states, logits and the phases' seconds are written in place. Other threads run meanwhile.")
         .def("stream", [](Held& self) {
                  const nb::gil_scoped_release release;
                  return self.engine.stream();
              }, "Seconds to read all weights once with all threads, and do nothing else.")
         .def("read", &read_buffer, nb::arg("buffer"), nb::arg("rows"), nb::sig("def read(self, buffer: int, rows: int) -> numpy.typing.NDArray[numpy.float32]"),
              "What a shared float32 buffer held after the last run.")
+        .def_prop_ro("phases", [](const Held& self) { return self.engine.phases(); })
         .def_prop_ro("threads", [](const Held& self) { return self.engine.threads(); })
         .def_prop_ro("isa", [](const Held& self) { return self.engine.set().name; })
         .def_prop_ro("weight_bytes", [](const Held& self) { return self.engine.weight_bytes(); })

@@ -17,6 +17,8 @@ constexpr std::size_t LINE = 64;
 constexpr int SCRATCH = 16 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
 constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if there are that many
 constexpr int MAX_UNITS = 65535;
+constexpr std::size_t FIRST_BYTES = 4096;        // of a weight: from there on the processor sees a stream
+constexpr std::size_t AHEAD = 192 * 1024;        // most bytes that a thread asks for ahead
 constexpr std::size_t STREAM_PART = 256 * 1024;  // bytes that a thread reads at a time in stream()
 
 [[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
@@ -249,11 +251,80 @@ void Engine::finish() {
             phase.shares.push_back(unit);
         }
     }
+    look_ahead();
     arena_ = allocate(arena_size_);
     for (int t = 0; t < threads_; ++t) scratch_.push_back(allocate(scratch * sizeof(float)));
     stream_ = std::make_unique<Stream>(weights_, kernels_);
     team_ = std::make_unique<Team>(threads_, std::max(phases(), stream_->phases()));
     finished_ = true;
+}
+
+// After a phase with weights, which the memory's speed bounds, come small ones that would each wait for constants and
+// states to arrive: whoever is through asks for them all, up to the next phase with weights and its first lines.
+void Engine::look_ahead() {
+    const auto heavy = [](const Phase& phase) {
+        for (const auto& lane : phase.lanes)
+            for (const auto& step : lane.steps)
+                if (step.op == Op::linear) return true;
+        return false;
+    };
+    soon_.assign(phases_.size() * static_cast<std::size_t>(threads_), {});
+    for (std::size_t p = 0; p < phases_.size(); ++p) {
+        if (!heavy(phases_[p])) continue;
+        for (int t = 0; t < threads_; ++t) {
+            auto& soon = soon_[p * static_cast<std::size_t>(threads_) + static_cast<std::size_t>(t)];
+            for (std::size_t q = p + 1; q < phases_.size(); ++q) {
+                need(phases_[q], t, soon);
+                if (heavy(phases_[q])) break;
+            }
+        }
+    }
+}
+
+// What a thread reads in its share of a phase when there is one row.
+void Engine::need(const Phase& phase, int thread, Soon& soon) const {
+    std::size_t sum = 0;
+    const auto add = [&](const void* data, std::size_t offset, std::size_t bytes) {
+        for (const auto& part : soon.parts)
+            if (part.data == data && part.offset == offset) return;
+        if ((sum += bytes) <= AHEAD) soon.parts.push_back({static_cast<const std::uint8_t*>(data), offset, bytes});
+    };
+    for (std::size_t i = 0; i < phase.lanes.size(); ++i) {
+        const auto& lane = phase.lanes[i];
+        int c0 = 0, c1 = lane.width;
+        if (!phase.by_rows) {
+            const int begin = phase.shares[static_cast<std::size_t>(thread)], end = phase.shares[static_cast<std::size_t>(thread) + 1];
+            const int from = std::max(begin - phase.first[i], 0), to = std::min(end - phase.first[i], lane.units());
+            if (from >= to) continue;
+            c0 = from * lane.tile, c1 = std::min(to * lane.tile, lane.width);
+        } else if (thread + 1 < threads_) {
+            return;  // the only row is the last thread's
+        }
+        const auto columns = static_cast<std::size_t>(c1 - c0);
+        for (const auto& step : lane.steps) {
+            if (step.op == Op::linear) {
+                const auto& w = weights_[static_cast<std::size_t>(step.number)];
+                const auto panel = panel_bytes(w.kind, w.columns);
+                add(w.data + static_cast<std::size_t>(c0 / PANEL) * panel, 0, std::min(FIRST_BYTES, panel));
+            }
+            for (int k = 0; k < inputs(step.op); ++k)
+                if (step.in[k].space == Space::constant)
+                    add(constants_[static_cast<std::size_t>(step.in[k].index)].data() + step.in[k].offset + c0, 0, columns * 4);
+            const auto place = static_cast<std::size_t>(step.state);
+            const auto n = static_cast<std::size_t>(step.n), from = static_cast<std::size_t>(c0);
+            if (step.op == Op::shift) add(nullptr, (place + from) * 4, columns * 4);
+            if (step.op == Op::wkv6 || step.op == Op::wkv7) add(nullptr, (place + from * n) * 4, columns * n * 4);
+        }
+    }
+}
+
+void Engine::ahead(int thread, int phase) {
+    const auto* state = reinterpret_cast<const std::uint8_t*>(only_.load(std::memory_order_relaxed));
+    if (!state) return;
+    for (const auto& part : soon_[static_cast<std::size_t>(phase * threads_ + thread)].parts) {
+        const auto* from = (part.data ? part.data : state) + part.offset;
+        for (std::size_t i = 0; i < part.bytes; i += LINE) __builtin_prefetch(from + i, 0, 2);
+    }
 }
 
 std::size_t Engine::weight_bytes() const {
@@ -269,7 +340,7 @@ int Engine::boundary(int phase, int thread, const Sizes& sizes) const {
 }
 
 bool Engine::run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
-                 float* logits, bool every, bool (*poll)()) {
+                 float* logits, bool every, bool (*poll)(), double* times) {
     if (!finished_) refuse("the plan is not finished");
     const std::lock_guard turn(turn_);
     rows_.ids = ids;
@@ -293,7 +364,8 @@ bool Engine::run(const std::int64_t* ids, const std::vector<int>& lengths, const
         for (const auto& t : tables_)
             if (ids[r] < 0 || ids[r] >= t.rows) refuse("a token outside the vocabulary");
     if (!rows) return true;
-    return team_->run(*this, {rows, static_cast<int>(rows_.outputs.size())}, poll);
+    only_.store(rows == 1 ? states.front() : nullptr, std::memory_order_relaxed);
+    return team_->run(*this, {rows, static_cast<int>(rows_.outputs.size())}, poll, times);
 }
 
 double Engine::stream() {

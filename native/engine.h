@@ -90,8 +90,9 @@ public:
 
     // Rows [R] of `lengths.size()` sequences whose states are updated in place; logits [Q, vocabulary] of every row
     // or of each sequence's last. False if `poll` stopped it: states and logits are then spoilt. Callers take turns.
+    // `times` [phases], where given, gets the seconds of each phase.
     bool run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
-             float* logits, bool every, bool (*poll)());
+             float* logits, bool every, bool (*poll)(), double* times = nullptr);
 
     // Reads all weights once with all threads; gives the seconds it took.
     double stream();
@@ -111,10 +112,18 @@ public:
     int phases() const override { return static_cast<int>(phases_.size()); }
     int boundary(int phase, int thread, const Sizes& sizes) const override;
     void execute(int thread, int phase, int begin, int end) override;
+    void ahead(int thread, int phase) override;
 
 private:
     struct Piece;   // the rows and columns that a step works on
     struct Stream;  // the job of stream()
+    struct Soon {   // what a thread will need in the phases to come, and the cache should fetch now
+        struct Part {
+            const std::uint8_t* data;  // nullptr: of the state, from `offset` on
+            std::size_t offset, bytes;
+        };
+        std::vector<Part> parts;
+    };
     struct Rows {   // the present run
         const std::int64_t* ids = nullptr;
         std::vector<int> sequence, outputs;       // of each row; the rows that give logits
@@ -124,6 +133,8 @@ private:
     };
 
     void check(const Operand& operand, bool output) const;
+    void look_ahead();
+    void need(const Phase& phase, int thread, Soon& soon) const;
     void chain(int thread, const Phase& phase, const Lane& lane, int c0, int c1);
     void apply(const Step& step, const Piece& piece);
     float* floats(const Operand& operand, const Piece& piece, Stride& stride) const;
@@ -150,6 +161,8 @@ private:
     Memory arena_;
     std::vector<Memory> scratch_;  // a thread's local pieces
     Rows rows_;
+    std::vector<Soon> soon_;                    // [phase][thread]
+    std::atomic<const float*> only_{nullptr};  // the state of a run that has one sequence
     std::unique_ptr<Stream> stream_;
     std::mutex turn_;
     std::unique_ptr<Team> team_;  // last: its threads must be gone before what they work on

@@ -160,8 +160,9 @@ struct Team::Shared {
 
     // Go through the phases of run `now`. `each` is called between pieces of work.
     template <class Each>
-    void go(int thread, std::uint32_t now, Work& job, const Sizes& sizes, int from, Each each) {
+    void go(int thread, std::uint32_t now, Work& job, const Sizes& sizes, int from, Each each, double* times = nullptr) {
         const int phases = job.phases();
+        auto before = times ? Clock::now() : Clock::time_point{};
         for (int phase = from; phase < phases; ++phase) {
             const int all = job.boundary(phase, threads, sizes);
             for (int i = 0; i < threads; ++i) {
@@ -172,7 +173,13 @@ struct Team::Shared {
                     each();
                 }
             }
+            job.ahead(thread, phase);
             wait([&] { return finished(phase, now) >= static_cast<std::uint64_t>(all); }, patience, thread == 0, each);
+            if (times) {
+                const auto after = Clock::now();
+                times[phase] = std::chrono::duration<double>(after - before).count();
+                before = after;
+            }
             if (run.load(std::memory_order_relaxed) != now) return;
         }
     }
@@ -210,7 +217,7 @@ Team::~Team() {
     for (auto& worker : shared_->workers) worker.join();
 }
 
-bool Team::run(Work& work, const Sizes& sizes, bool (*poll)()) {
+bool Team::run(Work& work, const Sizes& sizes, bool (*poll)(), double* times) {
     if (shared_ && process() != process_) (void)shared_.release();  // its locks may be held by threads not here
     if (!shared_) {
         process_ = process();
@@ -232,7 +239,7 @@ bool Team::run(Work& work, const Sizes& sizes, bool (*poll)()) {
         if (!poll || Clock::now() - asked < POLL) return;
         if (poll()) s.cancelled.store(true);
         asked = Clock::now();
-    });
+    }, times);
     return !s.cancelled.load();
 }
 

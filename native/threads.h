@@ -25,6 +25,9 @@ public:
     // Where thread t's share of a phase's units begins; boundary(phase, threads) is their number, below 65,536.
     virtual int boundary(int phase, int thread, const Sizes& sizes) const = 0;
     virtual void execute(int thread, int phase, int begin, int end) = 0;
+    // Called by a thread that has nothing left to do in a phase and is about to wait for the others; it may come late,
+    // during another run, so it must look at nothing that a run changes.
+    virtual void ahead(int /*thread*/, int /*phase*/) {}
 };
 
 class Team {
@@ -38,8 +41,8 @@ public:
 
     // All units of all phases, the caller working too. `poll` is asked every 20 ms on the caller's thread; once it says
     // true the remaining units are passed over and the answer is false. One caller at a time; `work` must live as long
-    // as the team. Threads start with the first run, in a child of fork with its own first.
-    bool run(Work& work, const Sizes& sizes, bool (*poll)());
+    // as the team. `times`, where given, gets the seconds of each phase. Threads start with the first run, in a child of fork with its own first.
+    bool run(Work& work, const Sizes& sizes, bool (*poll)(), double* times = nullptr);
 
 private:
     struct Shared;

@@ -78,8 +78,12 @@ class Engine:
         states: list[npt.NDArray[np.float32]],
         logits: npt.NDArray[np.float32],
         every: bool,
+        times: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """Feed rows; states and logits [Q,V] are written in place. Other Python threads run meanwhile; Ctrl-C ends it."""
+        """Feed rows; states, logits [Q,V] and each phase's seconds are written in place.
+
+        Other Python threads run meanwhile; Ctrl-C ends it.
+        """
 
     def stream(self) -> float:
         """Seconds to read all weights once with all threads, and do nothing else."""
@@ -87,6 +91,8 @@ class Engine:
     def read(self, buffer: int, rows: int) -> npt.NDArray[np.float32]:
         """What a shared float32 buffer held after the last run."""
 
+    @property
+    def phases(self) -> int: ...
     @property
     def threads(self) -> int: ...
     @property
