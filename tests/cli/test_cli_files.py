@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from terminal import MODEL, check_mistake
 
-from rookery import formats, weights
+from rookery import _native, formats, weights
 from rookery.cli import doctor, info
 from rookery.errors import TokenizerError
+from rookery.formats import panels
+from rookery.weights import quantise
 
 FIXTURES = Path(MODEL).parent
 ROOT = FIXTURES.parents[1]
@@ -76,6 +80,57 @@ def test_info_says_which_tokenizer(rookery: Any) -> None:
     assert r"tokenizer    \x1b]0;hostile\x07" in info.page(facts)
     facts["tokenizer"] = {"name": "world", "source": "guess"}
     assert "world (a guess" in info.page(facts)
+
+
+def fates(rookery: Any, path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(rookery("info", "--json", path).out)["native"]
+    for what in ("mapped", "copied"):
+        assert facts[what] == sum(row[what] for row in facts["tensors"])
+    return facts
+
+
+def test_info_says_what_the_native_engine_maps_and_why(rookery: Any, tmp_path: Path) -> None:
+    plain, packed, deflated = tmp_path / "a.gguf", tmp_path / "a.safetensors", tmp_path / "a.pth"
+    quantise.quantise("gosling", plain, quantise.Plan("q8_0"))
+    quantise.quantise("gosling", packed, quantise.Plan("q8_0"), packed=True)
+    facts = fates(rookery, plain)
+    assert not facts["ready"]
+    why = {row["class"]: row["why"] for row in facts["tensors"]}
+    assert why["attention"] == "laid out in panels"
+    assert why["LoRA"] == "the file holds it otherwise"
+    assert "`rookery quantize --packed` writes a file that is mapped" in rookery("info", plain).out
+    facts = fates(rookery, packed)
+    assert facts["ready"]
+    model = weights.load(packed)
+    small = sum(model.tensors[p.name].nbytes for p in model.params if p.kind == "vector" and not p.optional)
+    assert facts["copied"] == small
+    assert facts["mapped"] == sum(model.tensors[p.name].nbytes for p in model.params if p.kind != "vector")
+    out = rookery("info", packed).out
+    assert "writes a file that is mapped" not in out
+    assert re.search(r"\nattention +panel_q8 +0\.\d\d +0\.00  panels\n", out)
+    weights.convert("gosling", tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth") as source, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert fates(rookery, tmp_path / "b.pth")["mapped"] > 0  # the embedding
+    assert fates(rookery, deflated)["mapped"] == 0
+
+
+def test_info_of_panels_that_cannot_be_mapped(rookery: Any, tmp_path: Path) -> None:
+    """Another program may move them off their boundary; a pair may lie the other way round."""
+    path = tmp_path / "a.safetensors"
+    quantise.quantise("gosling", path, quantise.Plan("q8_0"), packed=True)
+    tensors = dict(formats.read(path).tensors)
+    tensors["blocks.0.att.w1"] = panels.of(tensors["blocks.0.att.w1"].permuted(0, 1))
+    formats.write(path, tensors)
+    rows = fates(rookery, path)["tensors"]
+    assert [row["why"] for row in rows if row["class"] == "LoRA"] == ["the file holds it otherwise", "panels"]
+    data = path.read_bytes()
+    head = int.from_bytes(data[:8], "little") + 1
+    path.write_bytes(head.to_bytes(8, "little") + data[8 : 7 + head] + b" " + data[7 + head :])
+    facts = fates(rookery, path)
+    assert {row["why"] for row in facts["tensors"] if row["class"] == "head"} == {"panels off a boundary of 64 bytes"}
+    assert not facts["ready"]
 
 
 def test_info_of_every_shared_model(rookery: Any, shared: Path) -> None:
@@ -152,6 +207,24 @@ def test_doctor(rookery: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["numpy"]["detail"] == importlib.metadata.version("numpy")
     assert report["World vocabulary"] == {"name": "World vocabulary", "ok": True, "detail": "65,536 tokens"}
     assert len(rookery("doctor").out.splitlines()) == len(doctor.CHECKS)
+
+
+def test_doctor_names_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not _native.available():
+        assert doctor._kernels() == (True, "none without the native core")
+        return
+    ok, detail = doctor._kernels()
+    assert ok
+    assert detail.startswith(f"{_native.core.isa()}, chosen from ")
+    assert "generic" in detail
+    assert "threads" in detail
+    environment = os.environ | {"ROOKERY_ISA": "mmx"}
+    command = [sys.executable, "-c", "from rookery.cli import doctor; print(doctor._checked('k', doctor._kernels))"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "'ok': False" in said
+    assert "mmx" in said
+    monkeypatch.setattr(_native, "reason", "not built")
+    assert doctor._kernels() == (True, "none without the native core")
 
 
 def test_doctor_finds_what_is_broken_and_survives_it(rookery: Any, monkeypatch: pytest.MonkeyPatch) -> None:

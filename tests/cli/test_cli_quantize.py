@@ -39,6 +39,27 @@ def test_quantize(rookery: Any, tmp_path: Path) -> None:
     assert set(report["tensors"]) == {"f16", "f32"}
 
 
+def test_packed(rookery: Any, tmp_path: Path) -> None:
+    out, gguf = tmp_path / "out.safetensors", tmp_path / "out.gguf"
+    code, said, err = rookery("quantize", "gosling", out, "--packed", "--type", "Q8_0")
+    assert (code, err) == (0, "")
+    assert said.startswith(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB, tensors: ")
+    assert "30 panel_bf16_t, 25 panel_q8, 1 q8_0" in said
+    before, after = weights.load("gosling"), weights.load(out)
+    assert after.lineage == before.fingerprint != after.fingerprint
+    assert after.metadata["rookery.tokenizer"] == "bytes"
+    rookery("quantize", "gosling", gguf, *SMALL)
+    lines = [rookery("generate", "-m", file, "-n", "12", "--seed", "1", "Once").out for file in (out, gguf)]
+    assert lines[0] == lines[1] != ""
+    report = json.loads(rookery("quantize", gguf, out, "--packed", "--force", "--json").out)  # as it is
+    assert report["tensors"]["panel_q8"] == 25
+    assert report["bytes"] == out.stat().st_size
+    report = json.loads(rookery("quantize", gguf, out, "--packed", "--head", "f16", "--force", "--json").out)
+    assert (report["tensors"]["panel_q8"], report["tensors"]["panel_f16"]) == (24, 1)
+    assert rookery("convert", out, tmp_path / "plain.pth").code == 0
+    assert rookery("quantize", out, gguf, "--type", "q5_0", "--force").code == 0
+
+
 def test_the_help_page_names_every_type() -> None:
     assert set(TYPES.split(", ")) == set(quantise.TYPES)
 
@@ -50,6 +71,8 @@ def test_mistakes_write_nothing(rookery: Any, tmp_path: Path) -> None:
     check_mistake(rookery("quantize", MODEL, out, *SMALL, "--head", "int4"), "no type 'int4'")
     check_mistake(rookery("quantize", MODEL, out, *SMALL, "--threads", "0"), "--threads")
     check_mistake(rookery("quantize", MODEL, tmp_path / "out.safetensors", *SMALL), "name the file .gguf")
+    check_mistake(rookery("quantize", MODEL, out, *SMALL, "--packed"), "name the file .safetensors")
+    check_mistake(rookery("quantize", MODEL, out, "--packed"), "name the file .safetensors")
     check_mistake(rookery("quantize", MODEL, tmp_path / "no" / "out.gguf", *SMALL), "out.gguf")
     check_mistake(rookery("quantize", tmp_path / "none.pth", out, *SMALL), "none.pth")
     check_mistake(rookery("quantize", MODEL, tmp_path, *SMALL, "--force"), "is a folder")

@@ -110,6 +110,14 @@ def valid() -> dict[str, bytes]:
         "pth": checkpoint(),
         "pth-deflated": checkpoint(method=zipfile.ZIP_DEFLATED),
         "safetensors": safetensors({"__metadata__": {"k": "v"}, "a": entry(0, 8, "F32"), "b": entry(8, 11)}, row[:11]),
+        "safetensors-packed": safetensors(
+            {
+                "__metadata__": {"rookery.packed": json.dumps({"a": ["panel_f32_t", [2, 1]], "q": ["q4_0", [1, 32]]})},
+                "a": entry(0, 128),
+                "q": entry(128, 146),
+            },
+            row + row[:18],
+        ),
         "ggmf": ggmf([(b"a", 0, (4, 2), row[:32]), (b"q", 8, (32, 1), row[:24])]),
         "gguf": gguf(GGUF_VALUES, [(b"a", (4, 2), 0, 0), (b"q", (32, 1), 2, 32), (b"h", (3,), 1, 64)], row[:70]),
     }

@@ -47,7 +47,7 @@ def _checked(name: str, check: Callable[[], tuple[bool, str]]) -> dict[str, Any]
     try:
         ok, detail = check()
     except Exception as error:  # a doctor does not faint: whatever a broken part raises is the finding
-        ok, detail = False, str(error) if isinstance(error, RookeryError) else repr(error)
+        ok, detail = False, str(error) if isinstance(error, RookeryError | ValueError) else repr(error)
     return {"name": name, "ok": ok, "detail": detail}
 
 
@@ -67,6 +67,17 @@ def _native_core() -> tuple[bool, str]:
     if _native.available():
         return True, "built"
     return not _native.required(), f"missing, pure Python runs instead ({_native.reason}); {_native.REMEDY}"
+
+
+def _kernels() -> tuple[bool, str]:
+    """Raises ValueError for a ROOKERY_ISA that this machine or this build has not."""
+    from rookery import _native
+    from rookery.backends.native.runner import cores
+
+    if not _native.available():
+        return True, "none without the native core"
+    used, there = _native.core.isa(), _native.core.isas()
+    return True, f"{used}, chosen from {', '.join(there)} (ROOKERY_ISA names another); {cores()} threads unless told"
 
 
 def _torch() -> tuple[bool, str]:
@@ -138,6 +149,7 @@ CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "python": _python,
     "numpy": _numpy,
     "native core": _native_core,
+    "kernels": _kernels,
     "torch": _torch,
     "extras": _extras,
     "cpu": _cpu,

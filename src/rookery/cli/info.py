@@ -11,6 +11,8 @@ from rookery.cli.main import printable
 from rookery.cli.progress import Job
 
 if TYPE_CHECKING:
+    from rookery.architecture import Param
+    from rookery.formats import Tensor
     from rookery.weights import Weights
 
 CHEAP = 100_000_000  # bytes that are read for a fingerprint without being asked to
@@ -72,6 +74,7 @@ def describe(model: Weights, size: int, fingerprint: bool) -> dict[str, Any]:
         "tokenizer": _tokenizer(model),
         "state": {"numbers": numbers, "bytes": 4 * numbers},
         "types": _types(model),
+        "native": _native(model),
         "fingerprint": model.fingerprint if fingerprint else None,
         "lineage": model.metadata.get("rookery.lineage") or (model.fingerprint if fingerprint else None),
         "metadata": {key: _plain(value) for key, value in model.metadata.items()},
@@ -110,6 +113,50 @@ def _types(model: Weights) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda row: (order.index(row["class"]), row["dtype"]))
 
 
+def _native(model: Weights) -> dict[str, Any]:
+    """What the native engine uses where it lies in the mapped file, and what it makes anew in memory, in the file's
+    bytes: one entry for each class of tensor, type and reason. `ready`: vectors at most are made anew. Tensors that
+    nothing reads are left out.
+    """
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for p in model.params:
+        if p.optional:
+            continue
+        tensor = model.tensors[p.name]
+        mapped, why = _fate(p, tensor)
+        key = CLASSES[p.kind], tensor.dtype, why
+        row = found.setdefault(key, {"class": key[0], "dtype": key[1], "mapped": 0, "copied": 0, "why": why})
+        row["mapped" if mapped else "copied"] += tensor.nbytes
+    order = list(CLASSES.values())
+    rows = sorted(found.values(), key=lambda row: (order.index(row["class"]), row["dtype"], row["why"]))
+    ready = not any(row["copied"] for row in rows if row["class"] not in (CLASSES["vector"], CLASSES["state"]))
+    return {what: sum(row[what] for row in rows) for what in ("mapped", "copied")} | {"ready": ready, "tensors": rows}
+
+
+def _fate(param: Param, tensor: Tensor) -> tuple[bool, str]:
+    """Whether the native engine maps a tensor, and why (not)."""
+    from rookery.backends.native.pack import Table, Weight
+    from rookery.formats.raw import is_mapped
+    from rookery.formats.tensor import Deferred
+
+    if param.kind == "vector":
+        return False, "vectors become float32"
+    if param.kind == "state":
+        return False, "a sequence begins with a copy"
+    held = (
+        Table(param.name, tensor)
+        if param.kind == "embedding"
+        else Weight(param.name, tensor, turned=param.kind == "lora")
+    )
+    if isinstance(tensor, Deferred) or not is_mapped(tensor.data):
+        return False, "the file holds it otherwise"
+    if held.mapped:
+        return True, "rows are widened when used" if isinstance(held, Table) else "panels"
+    if isinstance(held, Weight) and not tensor.in_panels:
+        return False, "laid out in panels"
+    return False, held.why if isinstance(held, Weight) and held.ready else "the file holds it otherwise"
+
+
 def page(facts: dict[str, Any]) -> str:
     """The same for people."""
     heads = f", {facts['n_head']} heads x {facts['head_size']}" if facts["n_head"] else ""
@@ -130,15 +177,23 @@ def page(facts: dict[str, Any]) -> str:
         "state": f"{facts['state']['numbers']:,} numbers, {_size(facts['state']['bytes'])} a sequence in float32",
         "group norm": facts["group_norm_eps"] and f"eps {facts['group_norm_eps']:g}",
         "time_state": facts["time_state"] and "present: starts from a tuned state",
+        "native": f"maps {_size(facts['native']['mapped'])} of the file, copies {_size(facts['native']['copied'])}"
+        + ("" if facts["native"]["ready"] else "; `rookery quantize --packed` writes a file that is mapped"),
         "fingerprint": facts["fingerprint"] or "not computed; --fingerprint reads the whole file",
         "lineage": facts["lineage"] if facts["lineage"] != facts["fingerprint"] else None,
     }
     # Some of it is the file's own words, which must not reach a terminal as codes.
     lines = [f"{label:<12} {printable(value)}" for label, value in rows.items() if value]
-    lines += ["", f"{'class':<12} {'type':<6} {'tensors':>7} {'parameters':>15} {'MB':>9}"]
+    wide = max(len(r["dtype"]) for r in facts["types"])
+    lines += ["", f"{'class':<12} {'type':<{wide}} {'tensors':>7} {'parameters':>15} {'MB':>9}"]
     lines += [
-        f"{r['class']:<12} {r['dtype']:<6} {r['tensors']:>7} {r['parameters']:>15,} {r['bytes'] / 1e6:>9.2f}"
+        f"{r['class']:<12} {r['dtype']:<{wide}} {r['tensors']:>7} {r['parameters']:>15,} {r['bytes'] / 1e6:>9.2f}"
         for r in facts["types"]
+    ]
+    lines += ["", f"{'native':<12} {'type':<{wide}} {'mapped MB':>9} {'copied MB':>9}  why"]
+    lines += [
+        f"{r['class']:<12} {r['dtype']:<{wide}} {r['mapped'] / 1e6:>9.2f} {r['copied'] / 1e6:>9.2f}  {r['why']}"
+        for r in facts["native"]["tensors"]
     ]
     return "\n".join(lines)
 

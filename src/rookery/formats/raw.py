@@ -40,6 +40,14 @@ def map_file(path: str | os.PathLike[str]) -> Array:
         raise errors.MissingFile(path, f"cannot be opened ({why}); check the path") from None
 
 
+def is_mapped(data: Array) -> bool:
+    """Whether these bytes are a view of a file that `map_file` opened."""
+    base: Any = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+
+
 def brief(text: str) -> str:
     """`text` quoted for a one-line message, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
