@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": {"architecture", "formats", "_core", "_native"},
     "sampling": {"architecture", "formats", "_core", "_native"},
     "state": {"architecture", "formats", "_core", "_native"},
-    "backends": {"architecture", "formats", "weights", "state"},
+    "backends": {"architecture", "formats", "weights", "state", "_core", "_native"},
     "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state"},
     "bench": {"model", "backends"},
     "models": set(),

@@ -78,7 +78,7 @@ def test_the_lineage_goes_with_a_conversion_and_the_fingerprint_is_of_the_tensor
 def test_quantised_bin_becomes_float32_with_the_lineage_of_the_bin(shared: Path, tmp_path: Path) -> None:
     source = shared / "fixtures/models/tiny-rwkv-7v0-834K-Q5_1.bin"
     weights.convert(source, tmp_path / "a.safetensors")
-    a, b = rookery.load(source), rookery.load(tmp_path / "a.safetensors")
+    a, b = (rookery.load(path, backend="reference") for path in (source, tmp_path / "a.safetensors"))
     assert np.array_equal(a.forward([34, 105, 110])[0], b.forward([34, 105, 110])[0])
     assert b.weights.lineage == a.weights.fingerprint != b.weights.fingerprint
 

@@ -32,6 +32,18 @@ LOSS = 1e-5
 # Native float32 against NumPy float32; greedy tokens must be equal besides, DESIGN 4.
 LOGITS_NATIVE = 1e-3
 
+# Native over quantised weights against the reference over the same weights as float32: relative RMS over all logits.
+# The weights are exact in every type, so what differs is the rounding of each linear's input. 8-bit codes: a number is
+# off by up to 1/254 of the largest of its 32, for normal ones 2.35 sigma, so a linear's output by 0.53 % in RMS. bf16:
+# off by up to 2**-9 of itself, 0.11 %. Two layers and a head of random weights give 1.4 times one linear's (measured
+# 0.78 % and 0.19 %); a margin of 2.6.
+LOGITS_CODES = 2e-2
+LOGITS_BF16 = 5e-3
+
+# Native against a NumPy interpreter that rounds inputs alike, relative RMS: float32 noise, but for inputs on the edge
+# between two codes, each of which moves a row by 0.12 % (2.35/127 of one input in 256; measured up to 0.19 %).
+LOGITS_SAME_CODES = 5e-3
+
 # Chunked or T-parallel against step by step in float32, any split, DESIGN 4.
 LOGITS_CHUNKED = 2e-4
 STATE_CHUNKED = 1e-5

@@ -48,9 +48,8 @@ class Core:
         return getattr(REAL, name)
 
     @property
-    def Engine(self) -> Any:  # noqa: N802
-        made = type("Engine", (Engine,), {"seed": self.seed})
-        return made
+    def Engine(self) -> Any:
+        return type("Engine", (Engine,), {"seed": self.seed})
 
 
 @dataclass
@@ -162,8 +161,9 @@ class Engine:
         return len(things) - 1
 
     def finish(self) -> None:
-        ends = [b.at + self.max_rows * self.input_bytes(b.form, b.width) for b in self.buffers if not b.local and not b.logits]
-        self.arena = np.empty(max(ends), np.uint8)
+        shared = [b for b in self.buffers if not b.local and not b.logits]
+        size = max(b.at + self.max_rows * self.input_bytes(b.form, b.width) for b in shared)
+        self.arena = np.empty(size, np.uint8)
 
     @property
     def arena_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The law of rows at a size where BLAS blocks and unrolls: the conformance fixtures are 12 numbers wide."""
+"""The law of rows at a size where BLAS and kernels block and unroll: the conformance fixtures are 12 numbers wide."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import ALL, random_model
 
 import rookery
-from rookery.architecture import VERSIONS, Config
-from rookery.formats import Tensor, write
+from rookery import _native
+from rookery.weights.quantise import Plan, quantise
 
-RANKS = {"w": 16, "a": 16, "v": 16, "g": 32, "maa": 16, "decay": 32}
-
-
-def random_model(version: str, heads: int, path: Path) -> rookery.Model:
-    config = Config(version, 2, 320, 256, 1120, heads, RANKS)
-    rng = np.random.default_rng(5)
-    write(
-        path,
-        {
-            p.name: Tensor.of((rng.standard_normal(p.file_shape) / max(1, p.file_shape[-1]) ** 0.5).astype(np.float32))
-            for p in VERSIONS[version].params(config)
-        },
-    )
-    return rookery.load(path)
+native = pytest.mark.skipif(not _native.available(), reason="the native core is not built")
 
 
-@pytest.mark.parametrize(("version", "heads"), [("4", 0), ("5.0", 5), ("5.1", 5), ("5.2", 5), ("6", 5), ("7", 5)])
-def test_a_row_does_not_depend_on_its_neighbours(version: str, heads: int, tmp_path: Path) -> None:
-    model = random_model(version, heads, tmp_path / "m.safetensors")
-    assert model.config.version == version
+@pytest.mark.parametrize(
+    ("backend", "threads"),
+    [("reference", None), pytest.param("native", 1, marks=native), pytest.param("native", 3, marks=native)],
+)
+@pytest.mark.parametrize(("version", "heads"), ALL)
+def test_a_row_does_not_depend_on_its_neighbours(
+    version: str, heads: int, backend: str, threads: int | None, tmp_path: Path
+) -> None:
+    path = random_model(tmp_path / "m.safetensors", version, heads)
+    model = rookery.load(path, backend=backend, threads=threads)
+    assert (model.config.version, model.backend) == (version, backend)
+    check_law(model)
+
+
+@native
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0", "q5_1", "bf16", "f16"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nor_do_its_codes(dtype: str, threads: int, tmp_path: Path) -> None:
+    path = random_model(tmp_path / "m.safetensors", "7", 5)
+    quantise(path, tmp_path / "m.gguf", Plan(dtype))
+    check_law(rookery.load(tmp_path / "m.gguf", backend="native", threads=threads))
+
+
+def check_law(model: rookery.Model) -> None:
     prompt = np.random.default_rng(6).integers(0, 256, 65)
     together, end = model.forward(prompt, every=True)
     state, alone = None, []
@@ -44,5 +52,18 @@ def test_a_row_does_not_depend_on_its_neighbours(version: str, heads: int, tmp_p
         rows = [np.roll(prompt, i)[: 1 + i % 3] for i in range(batch)]
         for row, (logits, state) in list(zip(rows, model.forward_batch(rows), strict=True))[:: max(1, batch // 3)]:
             wanted, after = model.forward(row)
+            np.testing.assert_array_equal(logits, wanted)
+            np.testing.assert_array_equal(state.vector(), after.vector())
+
+
+@native
+def test_threads_and_runs_leave_no_trace(tmp_path: Path) -> None:
+    """300 rows are two runs of the engine, cut within a sequence."""
+    path = random_model(tmp_path / "m.safetensors", "7", 5)
+    rows = [np.random.default_rng(i).integers(0, 256, 100) for i in range(3)]
+    results = [rookery.load(path, backend="native", threads=n).forward_batch(rows, every=True) for n in (1, 2, 3, 5)]
+    alone = [rookery.load(path, backend="native", threads=1).forward(row, every=True) for row in rows]
+    for result in results:
+        for (logits, state), (wanted, after) in zip(result, alone, strict=True):
             np.testing.assert_array_equal(logits, wanted)
             np.testing.assert_array_equal(state.vector(), after.vector())

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 import rookery
 from oracle import Oracle, read_safetensors
-from rookery import Model, State
+from rookery import Model, State, _native
 from tolerances import LOGITS_FLOAT64, LOGITS_TEXT, STATE, STATE_FLOAT64
 
 Array = npt.NDArray[Any]
@@ -33,7 +34,7 @@ class OpSet:
 
     @property
     def exact(self) -> bool:
-        return self.backend == "reference"
+        return self.backend in ("reference", "native")
 
     @property
     def bar(self) -> Bar:
@@ -64,11 +65,14 @@ OP_SETS = [
     OpSet("reference", "float64"),
     OpSet("torch", "float32"),
     OpSet("torch", "float64"),
+    OpSet("native", "float32"),
 ]
 
 
 @lru_cache(maxsize=64)
 def model(path: Path, ops: OpSet, eps: float | None = None) -> Model:
+    if ops.backend == "native" and not _native.available():
+        pytest.skip("the native core is not built")
     return rookery.load(path, backend=ops.backend, dtype=ops.dtype, group_norm_eps=eps)
 
 

@@ -24,7 +24,7 @@ from tolerances import (
 )
 
 FED_DIFFERENTLY = Bar(LOGITS_CHUNKED, STATE_CHUNKED)
-REFERENCE, REFERENCE_64, TORCH, _ = OP_SETS
+REFERENCE, REFERENCE_64, TORCH, _, NATIVE = OP_SETS
 
 # Reference name -> model file. The .bin of the same name must give the same; so must float products of quantised ones.
 TRAINED = {
@@ -43,7 +43,7 @@ BIN = {
 }
 SYNTHETIC = ("4v0", "5v1", "5v2", "6v0", "6v0-timestate", "7v0")
 
-op_sets = pytest.mark.parametrize("ops", [REFERENCE, REFERENCE_64, TORCH], ids=str)
+op_sets = pytest.mark.parametrize("ops", [REFERENCE, REFERENCE_64, TORCH, NATIVE], ids=str)
 
 
 def bar(reference: str, prompt: str, ops: OpSet, file: str) -> Bar:
@@ -159,7 +159,7 @@ def test_greedy_tokens(shared: Path, reference: str, eps: float | None, ops: OpS
 
 
 @pytest.mark.parametrize("reference", TRAINED)
-@pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=str)
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH, NATIVE], ids=str)
 def test_mean_loss_of_shakespeare(shared: Path, reference: str, ops: OpSet) -> None:
     wanted = json.loads((shared / "fixtures" / "refs" / "nll_tinyshakespeare.json").read_text())["models"][reference]
     raw = (shared / "data" / "tinyshakespeare.txt").read_bytes()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rookery import _native
 from rookery.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from rookery.weights import Weights
 
-NAMES = ("reference", "torch")
+NAMES = ("native", "reference", "torch")
 
 
 class Runner(Protocol):
@@ -40,10 +41,17 @@ def runner(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Runner:
-    """The Runner named `backend`; "auto" takes the reference until the native engine lands."""
+    """The Runner named `backend`. "auto": native, or the reference where the core is missing (said once, aloud) or
+    float64 is wanted."""
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads {threads!r}: a whole number, 1 or more, is wanted")
-    if backend in ("auto", "reference"):
+    if backend == "auto":
+        backend = _fastest(dtype)
+    if backend == "native":
+        from rookery.backends import native
+
+        return native.Runner(weights, dtype=dtype, device=device, threads=threads)
+    if backend == "reference":
         from rookery.backends import reference
 
         return reference.Runner(weights, dtype=dtype, device=device, threads=threads)
@@ -51,4 +59,14 @@ def runner(
         from rookery.backends import torch
 
         return torch.Runner(weights, dtype=dtype, device=device, threads=threads)
-    raise BackendError(f"no back end {backend!r}: choose auto, {' or '.join(NAMES)}")
+    raise BackendError(f"no back end {backend!r}: choose auto, {', '.join(NAMES[:-1])} or {NAMES[-1]}")
+
+
+def _fastest(dtype: str | None) -> str:
+    if dtype == "float64":
+        return "reference"
+    if _native.available():
+        return "native"
+    _native.check()
+    _native.announce_missing()
+    return "reference"

@@ -73,7 +73,7 @@ def live(steps: list[Step], wanted: Iterable[Step]) -> list[Step]:
     return [step for step in steps if step in needed]
 
 
-# -- when ---------------------------------------------------------------------------------------------------------------
+# -- when --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, order=True)
@@ -121,7 +121,7 @@ def sink(steps: list[Step], when: dict[Step, When], wanted: Iterable[Step]) -> d
     return when
 
 
-# -- where --------------------------------------------------------------------------------------------------------------
+# -- where -------------------------------------------------------------------------------------------------------------
 
 
 class Placing:
@@ -202,10 +202,10 @@ class Placing:
 
     def lane(self, chain: list[Step], slots: int) -> Lane:
         whole = lcm(32, *(step.n for step in chain if step.n))
-        calls = tuple(
-            Call(s.op, self.buffers[s], tuple(map(self.operand, s.inputs)), s.weight, s.state, s.n, s.eps) for s in chain
-        )
-        return Lane(chain[0].width, -(-TILE // whole) * whole, slots, calls)
+        return Lane(chain[0].width, -(-TILE // whole) * whole, slots, tuple(map(self.call, chain)))
+
+    def call(self, s: Step) -> Call:
+        return Call(s.op, self.buffers[s], tuple(map(self.operand, s.inputs)), s.weight, s.state, s.n, s.eps)
 
     def operand(self, x: Symbol | Constant) -> Operand:
         if isinstance(x, Symbol):

@@ -156,8 +156,8 @@ class Filled:
     def _weight(self, w: Weight | Table) -> int:
         if w not in self._weights:
             if isinstance(w, Table):
-                dtype, data = w.stored.dtype, w.stored.data
-                self._weights[w] = self.engine.table(dtype, *w.shape, data)
+                rows, columns = w.shape
+                self._weights[w] = self.engine.table(w.stored.dtype, rows, columns, w.stored.data)
             else:
                 self._weights[w] = self.engine.weight(w.kind, w.rows, w.columns, w.data)
         return self._weights[w]

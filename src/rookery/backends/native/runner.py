@@ -71,6 +71,11 @@ class Runner:
         return self._held[-1]
 
     @property
+    def engine(self) -> Any:
+        """The core's: its threads, isa, weight_bytes, arena_bytes and bare stream()."""
+        return self._filled.engine
+
+    @property
     def plan(self) -> Plan:
         return self._filled.plan
 
@@ -91,7 +96,7 @@ class Runner:
             ids = np.concatenate([rows[cut.sequence][cut.begin : cut.end] for cut in run])
             lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
             logits = np.empty((len(ids) if every else len(run), *shape), np.float32)
-            self._filled.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+            self.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
             for name, pieces in heard.items():
                 pieces.append(self._hear(name, len(ids)))
             at = 0
