@@ -147,7 +147,11 @@ class Placing:
             Phase(when.by_rows, when.outputs, tuple(map(self.lane, phase, used)))
             for when, phase, used in zip(order, chains, slots, strict=True)
         )
-        return Plan(phases, self.values, {name: self.tap(x) for name, x in self.program.taps.items()})
+        tapped = self.program.taps.items()
+        taps = {
+            name: Tap(self.buffers[x.step], x.offset, x.width, x.headed) for name, x in tapped if isinstance(x, Symbol)
+        }
+        return Plan(phases, self.values, taps, {name: x for name, x in tapped if not isinstance(x, Symbol)})
 
     def chains(self, steps: list[Step]) -> list[list[Step]]:
         """The connected steps of one phase, each chain in order."""
@@ -215,8 +219,3 @@ class Placing:
             self.constants[key] = len(self.values)
             self.values.append(x)
         return Operand(self.constants[key])
-
-    def tap(self, x: Symbol | Constant) -> Tap:
-        if isinstance(x, Symbol):
-            return Tap(self.buffers[x.step], x.offset, x.width, x.headed)
-        return Tap(x, 0, x.size, headed=False)

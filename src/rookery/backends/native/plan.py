@@ -6,7 +6,7 @@ over the same columns, cut into tiles that a thread works on alone, so that valu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rookery import _native
@@ -78,9 +78,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Something to read after a run: a buffer of `width` columns from `offset` on, or a constant's values."""
+    """Something to read after a run: `width` columns of a buffer from `offset` on."""
 
-    source: Buffer | Constant
+    source: Buffer
     offset: int
     width: int
     headed: bool
@@ -90,7 +90,8 @@ class Tap:
 class Plan:
     phases: tuple[Phase, ...]
     constants: list[Constant]
-    taps: dict[str, Tap] = field(default_factory=dict)
+    taps: dict[str, Tap]
+    known: dict[str, Constant]  # tapped points that are no step's: made of parameters alone
 
     def describe(self) -> str:
         """One line a phase, lane and step, for people. @ shared (byte), # local (slot), c constant."""
@@ -124,9 +125,7 @@ class Filled:
         self.engine.finish()
 
     def read(self, tap: Tap, rows: int) -> Any:
-        """[rows, width] after a run; of a constant its values, as they are."""
-        if not isinstance(tap.source, Buffer):
-            return tap.source
+        """[rows, width] after a run."""
         return self.engine.read(self._buffer(tap.source), rows)[:, tap.offset : tap.offset + tap.width]
 
     def _step(self, call: Call) -> None:

@@ -80,8 +80,11 @@ class Runner:
         return self._filled.plan
 
     def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
-        """From now on call `listener(name, rows)` after each step for each point named, as "layers.3.att.k", or as
-        "att.k" for that of every layer. It hears and changes nothing: the plan is made anew and gives the same bits."""
+        """From now on call `listener(name, rows)` after each step for each point named: "layers.3.att.k", or "att.k"
+        for every layer's. A point made of parameters alone has no rows.
+
+        The listener hears and changes nothing: the plan is made anew and gives the same bits.
+        """
         with np.errstate(all="ignore"):
             made = passes.plan(program(self.config, self._model, names if listener else ()))
         self._filled = Filled(made, self.threads, size(self.config), self.config.n_vocab)
@@ -91,7 +94,7 @@ class Runner:
         """See `backends.Runner`."""
         shape = (self.config.n_vocab,)
         out = [np.empty((len(r), *shape) if every else shape, np.float32) for r in rows]
-        heard: dict[str, list[Array]] = {name: [] for name in self.plan.taps} if self.listener else {}
+        heard: dict[str, list[Array]] = {name: [] for name in self.plan.taps}
         for run in runs([len(r) for r in rows]):
             ids = np.concatenate([rows[cut.sequence][cut.begin : cut.end] for cut in run])
             lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
@@ -106,14 +109,16 @@ class Runner:
                     at += lengths[i]
                 else:
                     out[cut.sequence] = logits[i]
-        for name, pieces in heard.items():
-            assert self.listener
-            self.listener(name, np.concatenate(pieces))
+        if self.listener:
+            for name, pieces in heard.items():
+                self.listener(name, np.concatenate(pieces))
+            for name, constant in self.plan.known.items():
+                self.listener(name, constant)
         return out
 
     def _hear(self, name: str, rows: int) -> Array:
         tap = self.plan.taps[name]
-        values = np.broadcast_to(self._filled.read(tap, rows), (rows, tap.width))
+        values: Array = self._filled.read(tap, rows)
         return values.reshape(rows, self.config.n_head, -1) if tap.headed else values
 
 
