@@ -1,4 +1,4 @@
-"""Rookery as a worker of peers_cpu.py: python ours.py FILE THREADS [BACKEND]."""
+"""Rookery as a worker of peers_cpu.py: python ours.py FILE THREADS BACKEND DTYPE."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rookery.model import CHUNK
 
 class Ours:
     def __init__(self, path: str, threads: int) -> None:
-        backend = sys.argv[3] if len(sys.argv) > 3 else "auto"
-        self.model = rookery.load(path, backend=backend, threads=threads)
+        backend, dtype = sys.argv[3:5]
+        self.model = rookery.load(path, backend, threads, dtype=None if dtype == "own" else dtype)
         self.runner, self.vocabulary = self.model.runner, self.model.config.n_vocab
         isa = getattr(getattr(self.runner, "engine", None), "isa", "")
         self.name = " ".join(filter(None, ["rookery", rookery.__version__, self.model.backend, isa]))
