@@ -202,6 +202,6 @@ static inline F dot_bf16(F acc, U w, const std::uint16_t* x2) {
     return fma(second_bf16(w), second_bf16({x, x}), fma(first_bf16(w), first_bf16({x, x}), acc));
 }
 
-static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace rookery::ROOKERY_ISA

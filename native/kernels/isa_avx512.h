@@ -120,6 +120,6 @@ static inline F dot_bf16(F acc, U w, const std::uint16_t* x2) {
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)broadcast4(x2))};
 }
 
-static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace rookery::ROOKERY_ISA

@@ -185,6 +185,7 @@ static inline F dot_bf16(F acc, U w, const std::uint16_t* x2) {
     return fma(second_bf16(w), second, fma(first_bf16(w), first, acc));
 }
 
+// Into the second cache: lines on their way into the first would hold up the loads that follow.
 static inline void prefetch(const void*) {}
 
 #undef ROOKERY_LANES

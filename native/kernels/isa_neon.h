@@ -167,7 +167,7 @@ static inline F dot_bf16(F acc, U w, const std::uint16_t* x2) {
     return fma(second_bf16(w), second, fma(first_bf16(w), first, acc));
 }
 
-static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #undef ROOKERY_QUARTERS
 

@@ -21,6 +21,10 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
     int width;  // outputs of the last panel
 };
 
+// A stream that computes as it goes must ask for its lines this many bytes ahead: q8 on one row from 0.75 to 0.92 of a
+// bare read, on six rows from 0.3 to 0.8.
+constexpr int AHEAD = 8192;
+
 static inline F load_outputs(const float* out, int width) { return width == PANEL ? load(out) : load(out, width); }
 static inline void store_outputs(float* out, F value, int width) {
     if (width == PANEL)
@@ -33,7 +37,7 @@ static inline void store_outputs(float* out, F value, int width) {
 
 struct F32 {
     using Lanes = F;
-    static constexpr int STEP = 1, SLICE = 256;
+    static constexpr int STEP = 1, SLICE = 256, COLUMN = 4 * PANEL;  // COLUMN: bytes of a panel's column
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load(reinterpret_cast<const float*>(panel) + PANEL * k);
@@ -44,6 +48,7 @@ struct F32 {
 };
 
 struct F16 : F32 {
+    static constexpr int COLUMN = 2 * PANEL;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load_f16(reinterpret_cast<const std::uint16_t*>(panel) + PANEL * k);
@@ -51,6 +56,7 @@ struct F16 : F32 {
 };
 
 struct Bf16Exact : F32 {
+    static constexpr int COLUMN = 2 * PANEL;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         const U pairs = load_u(panel + 2 * PANEL * (k - PART));
@@ -60,7 +66,7 @@ struct Bf16Exact : F32 {
 
 struct Bf16 {
     using Lanes = U;
-    static constexpr int STEP = 2, SLICE = 512;
+    static constexpr int STEP = 2, SLICE = 512, COLUMN = 2 * PANEL;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load_u(panel + 2 * PANEL * k);
@@ -72,6 +78,7 @@ struct Bf16 {
 
 template <class W, int PART, int MR, int PR>
 static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
+    if (PR == 1 && (PART == 0 || W::STEP * W::COLUMN == LINE)) prefetch(s.panel + k * W::COLUMN + AHEAD);
     typename W::Lanes w[PR];
 #pragma GCC unroll 16
     for (int p = 0; p < PR; ++p) w[p] = W::template weights<PART>(s.panel + p * s.panel_bytes, k);
@@ -155,6 +162,7 @@ struct ScaledCodes {
                 U w[PR];
 #pragma GCC unroll 16
                 for (int p = 0; p < PR; ++p) w[p] = load_u(codes + p * s.panel_bytes + (b * W::LOADS + j) * LINE);
+                if (PR == 1) prefetch(codes + (b * W::LOADS + j) * LINE + AHEAD);
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
@@ -202,6 +210,7 @@ struct AffineCodes {
                 U w[PR];
 #pragma GCC unroll 16
                 for (int p = 0; p < PR; ++p) w[p] = load_u(s.panel + p * s.panel_bytes + head + (half * 4 + j) * LINE);
+                if (PR == 1) prefetch(s.panel + head + (half * 4 + j) * LINE + AHEAD);
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
@@ -243,8 +252,19 @@ static inline void run_tile(int rows, const Span& s) {
     }
 }
 
+// Asks for part i of n of what comes after columns [begin, begin + SLICE) of the panels.
 template <class T, int PR>
-static inline void run_rows(int rows, const Span& whole) {
+static inline void prefetch_next(const Span& whole, std::size_t head, int begin, int i, int n) {
+    const std::size_t column = (whole.panel_bytes - head) / whole.columns, lines = T::SLICE * column / LINE;
+    const bool more = whole.columns - begin > T::SLICE;
+    const std::uint8_t* next = whole.panel + (more ? head + (begin + T::SLICE) * column : PR * whole.panel_bytes);
+    for (int p = 0; p < PR; ++p)
+        for (std::size_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
+            prefetch(next + p * whole.panel_bytes + line * LINE);
+}
+
+template <class T, int PR>
+static inline void run_rows(int rows, std::size_t head, const Span& whole) {
     const int blocks = (rows + MANY - 1) / MANY;
     for (int begin = 0; begin < whole.columns; begin += T::SLICE) {
         for (int i = 0; i < blocks; ++i) {
@@ -254,6 +274,7 @@ static inline void run_rows(int rows, const Span& whole) {
             s.end = whole.columns - begin < T::SLICE ? whole.columns : begin + T::SLICE;
             s.x += row * s.x_bytes;
             s.out += row * s.so;
+            if (PR > 1) prefetch_next<T, PR>(whole, head, begin, i, blocks);  // a single panel's tiles look ahead
             run_tile<T, PR, MANY>(next - row, s);
         }
     }
@@ -262,7 +283,7 @@ static inline void run_rows(int rows, const Span& whole) {
 template <class T>
 static void linear(const Weight& w, int first, int last, const std::uint8_t* x, std::size_t x_bytes, int rows, float* out,
                    Stride so) {
-    const std::size_t bytes = size_of_panel(w.kind, w.columns);
+    const std::size_t bytes = size_of_panel(w.kind, w.columns), head = head_bytes(w.kind, w.columns);
     for (int p = first; p < last;) {
         const int count = rows > FEW && last - p >= PAIR ? PAIR : 1, left = w.rows - PANEL * (p + count - 1);
         const Span s = {w.data + p * bytes,        bytes,     x, x_bytes,   out + PANEL * (p - first), so,
@@ -270,9 +291,9 @@ static void linear(const Weight& w, int first, int last, const std::uint8_t* x, 
         if (rows <= FEW)
             run_tile<T, 1, FEW>(rows, s);
         else if (count == PAIR)
-            run_rows<T, PAIR>(rows, s);
+            run_rows<T, PAIR>(rows, head, s);
         else
-            run_rows<T, 1>(rows, s);
+            run_rows<T, 1>(rows, head, s);
         p += count;
     }
 }

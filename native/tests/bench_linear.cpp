@@ -1,5 +1,6 @@
 // How fast the linear kernels of one set are on one thread: bench_linear [set] [kind] [columns] [outputs] [rows...]
-// A weight in memory shows the bandwidth, one of a few hundred rows the arithmetic. The best of several runs counts.
+// A weight in memory shows the bandwidth, one of a few hundred rows the arithmetic. The best of several runs counts; a bare
+// read of the same bytes goes between them.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -15,6 +16,8 @@
 using namespace rookery;
 
 namespace {
+
+volatile std::uint64_t sink;
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -52,16 +55,19 @@ void measure(const Kernels& set, Kind kind, Input input, int columns, int output
     std::printf("%s %-4s x %-5s [%d, %d]\n", set.name, name_of(kind), input == Input::f32 ? "f32" : input == Input::bf16 ? "bf16" : "codes",
                 outputs, columns);
     for (const int rows : many) {
-        double best = 1e9;
+        double best = 1e9, bare = 1e9;
         const double begin = now();
         for (int i = 0; i < 5 || (now() - begin < 0.3 && i < 100000); ++i) {
             const double t = now();
             for (int p = 0; p < panels(outputs); p += 4)  // as the engine calls: 64 outputs at a time
                 linear(w, p, std::min(p + 4, panels(outputs)), x.data, row, rows, out.data(), 64);
-            best = std::min(best, now() - t);
+            const double between = now();
+            sink = sink + set.stream(weights.data, weights.size);
+            best = std::min(best, between - t);
+            bare = std::min(bare, now() - between);
         }
-        std::printf("  %4d rows  %8.1f us  %7.1f GB/s  %7.1f Gop/s\n", rows, best * 1e6, static_cast<double>(weights.size) / best * 1e-9,
-                    2.0 * rows * outputs * columns / best * 1e-9);
+        std::printf("  %4d rows  %8.1f us  %7.1f GB/s  %7.1f Gop/s   bare stream %5.1f GB/s\n", rows, best * 1e6, static_cast<double>(weights.size) / best * 1e-9,
+                    2.0 * rows * outputs * columns / best * 1e-9, static_cast<double>(weights.size) / bare * 1e-9);
     }
 }
 
