@@ -83,6 +83,22 @@ def test_every_version_gives_the_logits_of_its_source(path: Path, tmp_path: Path
     np.testing.assert_array_equal(other.vector(), state.vector())
 
 
+@pytest.mark.skipif(not _native.available(), reason="the native core is not built")
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0", "q5_0", "q5_k", "bf16", "f16", "f32"])
+def test_the_native_engine_maps_it_and_gives_the_bits_of_the_gguf(model: Path, tmp_path: Path, dtype: str) -> None:
+    quantise(model, tmp_path / "out.gguf", Plan(dtype))
+    packed = pack(model, tmp_path / "out.safetensors", Plan(dtype))
+    before, after = (rookery.load(p, backend="native") for p in (tmp_path / "out.gguf", packed.path))
+    want, state = before.forward([1, 2, 3], every=True)
+    got, other = after.forward([1, 2, 3], every=True)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(other.vector(), state.vector())
+    memory = after.runner.memory  # type: ignore[attr-defined]
+    assert not memory.copied
+    assert memory.mapped == sum(packed.tensors[p.name].nbytes for p in packed.params
+                                if p.kind != "vector" and not p.optional)  # fmt: skip
+
+
 def test_low_rank_pairs_take_half_where_that_loses_nothing(tmp_path: Path) -> None:
     source = tmp_path / "model.safetensors"
     tensors = dict(formats.read(written(source)).tensors)
@@ -120,7 +136,11 @@ def test_what_goes_along_and_the_way_back(model: Path, tmp_path: Path) -> None:
         back = weights.load(tmp_path / name)
         same_values(packed, back)
         assert not any(tensor.in_panels for tensor in back.tensors.values())
-    assert "rookery.packed" not in formats.read(tmp_path / "out.gguf").metadata
+    unpacked = formats.read(tmp_path / "out.gguf")
+    assert "rookery.packed" not in unpacked.metadata
+    quantise(model, tmp_path / "want.gguf", Plan("q8_0"))
+    for name, tensor in formats.read(tmp_path / "want.gguf").tensors.items():
+        np.testing.assert_array_equal(unpacked.tensors[name].data, tensor.data, name)
     half = pack(model, tmp_path / "half.safetensors", Plan("bf16"))
     weights.convert(half.path, tmp_path / "half.pth")
     assert weights.load(tmp_path / "half.pth").tensors["head.weight"].dtype == "bf16"
@@ -218,7 +238,10 @@ def test_panels_of_the_wrong_tensors(model: Path, tmp_path: Path) -> None:
     want, _ = rookery.load(model, backend="reference").forward([1, 2])
     got, _ = rookery.load(path, backend="reference").forward([1, 2])
     np.testing.assert_array_equal(got, want)
-    same_values(weights.load(path), pack(path, tmp_path / "out.safetensors"))
+    right = pack(path, tmp_path / "out.safetensors")
+    same_values(weights.load(path), right)
+    assert right.tensors["blocks.0.ffn.key.weight"].dtype == "panel_f32"
+    assert right.tensors["blocks.0.att.a1"].dtype == "panel_f32_t"
     swapped = panels.of(tensors["blocks.0.ffn.key.weight"])
     formats.write(path, tensors | {"blocks.0.ffn.key.weight": Tensor(swapped.dtype, swapped.shape[::-1], swapped.data)})
     with pytest.raises(WrongShape):

@@ -127,11 +127,8 @@ def test_seen_otherwise() -> None:
         np.testing.assert_array_equal(tensor.reshape(64).array(), decoded.reshape(64))
         assert tensor.reshape(1, 2, 32).dtype == tensor.dtype
         assert plain(tensor).dtype == "f32"
-    for dtype, want in (("f16", "f16"), ("bf16", "bf16"), ("q8_0", "f32"), ("f32", "f32")):
-        source = random(dtype, (4, 32))
-        back = row_major(panels.of(source))
-        assert back.dtype == want
-        np.testing.assert_array_equal(back.array(), source.array())
+    wide = random("bf16", (4, 32))
+    assert [plain(panels.of(wide, turned)).dtype for turned in (False, True)] == ["bf16", "bf16"]
     source = random("q8_0", (4, 32))
     assert row_major(source) is source
 
@@ -147,3 +144,20 @@ def test_shapes_that_panels_cannot_have(shape: tuple[int, ...]) -> None:
 def test_bytes_that_do_not_fit_the_shape() -> None:
     with pytest.raises(ValueError, match="takes 576 bytes, not 575"):
         panels.decode("panel_q8", np.zeros(575, np.uint8), (16, 32))
+
+
+@pytest.mark.parametrize(("dtype", "want"), [
+    ("f16", "f16"), ("bf16", "bf16"), ("f32", "f32"), ("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q5_0", "q8_0"),
+    ("q4_1", "f32"), ("q6_k", "f32"),
+])  # fmt: skip
+def test_back_in_rows(dtype: str, want: str) -> None:
+    for shape in ((1, 256), (40, 512), (2, 17, 256)):
+        source = random(dtype, shape)
+        back = row_major(panels.of(source))
+        assert (back.dtype, back.shape) == (want, shape)
+        np.testing.assert_array_equal(back.array(), source.array())
+        if dtype == want:
+            np.testing.assert_array_equal(back.data, source.data)
+    turned = panels.of(random("f32", (32, 64)), turned=True)
+    assert row_major(turned).dtype == "f32"
+    assert panels.to_blocks(Tensor("panel_q8", (0, 32), np.empty(0, np.uint8))).data.size == 0

@@ -26,6 +26,7 @@ TYPES = tuple(f"panel_{kind}{turned}" for kind in KINDS for turned in ("", "_t")
 _KIND = {"f16": "f16", "bf16": "bf16", "q8_0": "q8", "q5_0": "q8", "q4_0": "q4"} | dict.fromkeys(
     ("q4_1", "q5_1", "q4_k", "q5_k", "q6_k"), "x8"
 )
+BLOCKS_OF = {"panel_q8": "q8_0", "panel_q4": "q4_0"}  # the same scales and codes in rows
 _CHUNK = 2**20  # elements that are decoded at a time
 
 
@@ -73,16 +74,15 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     return count * -(-rows // ROWS) * panel_bytes(kind, columns)
 
 
-def of(tensor: Tensor, turned: bool = False, kind: str | None = None) -> Tensor:
-    """A row-major tensor in panels, all of it at once; `kind`: a lossless one of the caller's, else `kind_of`."""
-    kind = kind or kind_of(tensor.dtype)
+def of(tensor: Tensor, turned: bool = False) -> Tensor:
+    """A row-major tensor in panels, all of it at once."""
+    kind = kind_of(tensor.dtype)
     axes = range(len(tensor.shape))
     source = tensor.permuted(*axes[:-2], axes[-1], axes[-2]) if turned else tensor
     *outer, rows, columns = source.shape
     data = source.data.reshape(prod(outer), -1)
     out = [pack(source.dtype, matrix, rows, columns, kind) for matrix in data]
-    dtype = f"panel_{kind}{'_t' if turned else ''}"
-    return Tensor(dtype, tensor.shape, np.concatenate(out) if len(out) != 1 else out[0])
+    return Tensor(f"panel_{kind}{'_t' if turned else ''}", tensor.shape, np.concatenate(out))
 
 
 def narrowest(tensor: Tensor) -> str:
@@ -97,18 +97,18 @@ def narrowest(tensor: Tensor) -> str:
 def pack(dtype: str, data: Array, rows: int, columns: int, kind: str, out: Array | None = None) -> Array:
     """A matrix [rows, columns] of a row-major type, uint8 [nbytes] -> its panels, uint8. Threads run side by side.
 
-    Raises ValueError for a q6_k that holds infinity or NaN, which x8 would make another of the two.
+    `out`: zeros, which stay where a part is filled up to its boundary. Raises ValueError for a q6_k that holds infinity
+    or NaN, which x8 would make another of the two.
     """
     if dtype not in _KIND and dtype != "f32":
         return pack("f32", Tensor.of(Tensor(dtype, (rows, columns), data).float32()).data, rows, columns, kind, out)
     if dtype == "q6_k" and not np.isfinite(np.ascontiguousarray(data).view(blocks.LAYOUT[dtype])["d"]).all():
         raise ValueError("infinity or NaN")
-    out = np.empty(nbytes(f"panel_{kind}", (rows, columns)), np.uint8) if out is None else out
+    out = np.zeros(nbytes(f"panel_{kind}", (rows, columns)), np.uint8) if out is None else out
     if hasattr(_native.core, "pack"):
         count = -(-rows // ROWS)
         _native.core.pack(dtype, np.ascontiguousarray(data), rows, columns, False, kind, 0, count, out)
         return out
-    out[:] = 0
     if out.size:
         panels = out.reshape(-1, panel_bytes(kind, columns))
         if kind in ("f32", "f16", "bf16"):
@@ -177,30 +177,46 @@ def decode(dtype: str, data: Array, shape: tuple[int, ...]) -> Array:
     return (np.ascontiguousarray(out.swapaxes(1, 2)) if turned else out).reshape(shape)
 
 
+def to_blocks(tensor: Tensor) -> Tensor:
+    """Panels of BLOCKS_OF as blocks, to the bit."""
+    kind, _ = parts(tensor.dtype)
+    count, rows, columns = _matrices(tensor.shape, False)
+    dtype = BLOCKS_OF[tensor.dtype]
+    out = np.empty((count, rows, columns // BLOCK), blocks.LAYOUT[dtype])
+    if out.size:
+        panels = tensor.data.reshape(-1, panel_bytes(kind, columns))
+        at = _scale_bytes(columns)
+        code = _take(panels, at, "u1", columns // 2, 4) if kind == "q4" else _take(panels, at, "u1", columns, 4) ^ 128
+        for name, values in (("d", _take(panels, 0, "<f2", columns // BLOCK, 1)), ("q", code)):
+            cut = values.reshape(count, -1, *out[name].shape[2:])[:, :rows]
+            out[name] = cut.view(out[name].dtype)
+    return Tensor(dtype, tensor.shape, out.reshape(-1).view(np.uint8))
+
+
+def _take(panels: Array, at: int, code: str, width: int, together: int) -> Array:
+    """[panels, width / together, 16, together] at byte `at` of each -> [panels, 16, width]."""
+    size = np.dtype(code).itemsize * ROWS * width
+    found = np.ascontiguousarray(panels[:, at : at + size]).view(code)
+    return found.reshape(len(panels), -1, ROWS, together).transpose(0, 2, 1, 3).reshape(len(panels), ROWS, width)
+
+
 def _values(kind: str, panels: Array, columns: int) -> Array:
     """uint8 [panels, panel_bytes] -> float32 [panels, 16, columns]."""
-
-    def take(at: int, code: str, width: int, together: int) -> Array:
-        """[panels, width / together, 16, together] at byte `at` -> [panels, 16, width]."""
-        size = np.dtype(code).itemsize * ROWS * width
-        found = np.ascontiguousarray(panels[:, at : at + size]).view(code)
-        return found.reshape(len(panels), -1, ROWS, together).transpose(0, 2, 1, 3).reshape(len(panels), ROWS, width)
-
     if kind == "bf16":
-        return widen_bf16(take(0, "<u2", columns + columns % 2, 2)[..., :columns])
+        return widen_bf16(_take(panels, 0, "<u2", columns + columns % 2, 2)[..., :columns])
     if kind in ("f32", "f16"):
-        return take(0, NUMPY[kind], columns, 1).astype(np.float32)
+        return _take(panels, 0, NUMPY[kind], columns, 1).astype(np.float32)
     at = _scale_bytes(columns)
     if kind == "x8":
-        scale, minimum = (take(4 * columns * i, "<f4", columns // PART, 1)[..., None] for i in range(2))
-        grouped = take(8 * columns, "u1", columns, 4).reshape(*scale.shape[:3], PART)
+        scale, minimum = (_take(panels, 4 * columns * i, "<f4", columns // PART, 1)[..., None] for i in range(2))
+        grouped = _take(panels, 8 * columns, "u1", columns, 4).reshape(*scale.shape[:3], PART)
         values: Array = scale * grouped + minimum
     else:
-        scale = take(0, "<f2", columns // BLOCK, 1).astype(np.float32)[..., None]
+        scale = _take(panels, 0, "<f2", columns // BLOCK, 1).astype(np.float32)[..., None]
         if kind == "q4":
-            nibbles = take(at, "u1", columns // 2, 4).reshape(*scale.shape[:3], BLOCK // 2)
+            nibbles = _take(panels, at, "u1", columns // 2, 4).reshape(*scale.shape[:3], BLOCK // 2)
             code = np.concatenate([nibbles & 15, nibbles >> 4], axis=3)
         else:
-            code = take(at, "u1", columns, 4).reshape(*scale.shape[:3], BLOCK)
+            code = _take(panels, at, "u1", columns, 4).reshape(*scale.shape[:3], BLOCK)
         values = (code.astype(np.float32) - (8 if kind == "q4" else 128)) * scale
     return values.reshape(len(panels), ROWS, columns)

@@ -126,20 +126,23 @@ class Deferred(Tensor):
         return blocks.nbytes(self.dtype, self.shape)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Blocks and panels as plain numbers of the narrowest type that surely holds them, made when asked for; all others
+    as they are.
+    """
+    if tensor.dtype in NUMPY or tensor.dtype == "bf16":
+        return tensor
+    dtype = {"panel_f16": "f16", "panel_bf16": "bf16"}.get(tensor.dtype.removesuffix("_t"), "f32")
+    return Deferred(dtype, tensor.shape, lambda: Tensor.of(tensor.float32(), dtype))
+
+
 def row_major(tensor: Tensor) -> Tensor:
-    """Panels as plain numbers of the narrowest type that surely holds them, made when asked for; others as they are."""
+    """Panels as the blocks that hold the same values, else as plain numbers; all others as they are."""
     if not tensor.in_panels:
         return tensor
     from rookery.formats import panels
 
-    kind, _ = panels.parts(tensor.dtype)
-    dtype = kind if kind in ("f16", "bf16") else "f32"
-    return Deferred(dtype, tensor.shape, lambda: Tensor.of(tensor.float32(), dtype))
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """Blocks as float32 and panels as by `row_major`, made when asked for; all others as they are."""
-    tensor = row_major(tensor)
-    if tensor.dtype in NUMPY or tensor.dtype == "bf16":
-        return tensor
-    return Deferred("f32", tensor.shape, lambda: Tensor.of(tensor.float32()))
+    dtype = panels.BLOCKS_OF.get(tensor.dtype)
+    if dtype is None:
+        return plain(tensor)
+    return Deferred(dtype, tensor.shape, lambda: panels.to_blocks(tensor))

@@ -20,8 +20,8 @@ def convert(
     """Read `source`, write `target` as `to` ("pth", "safetensors", "gguf"; default: by its suffix; "hf": a folder).
 
     Values never change. Types do where the target cannot hold them: blocks become float32 outside GGUF, panels plain
-    numbers anywhere, and in the GGUF of a v6 or v7 vectors and small matrices become float32, as llama.cpp wants them
-    (`names.gguf`).
+    numbers (in a GGUF Q8_0 and Q4_0 blocks again), and in the GGUF of a v6 or v7 vectors and small matrices become
+    float32, as llama.cpp wants them (`names.gguf`).
     Raises CannotWrite when `target` exists and `force` is not set, or is `source` itself.
     """
     source = locate(source)

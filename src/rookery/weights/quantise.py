@@ -126,7 +126,7 @@ class _Work:
         if param.kind == "embedding":
             tensor = row_major(tensor)
             return self.deferred(name, tensor, dtype) if dtype not in (None, tensor.dtype) else tensor
-        if tensor.in_panels and dtype is None:
+        if tensor.in_panels and dtype is None and panels.parts(tensor.dtype)[1] == turned:
             return tensor
         source = plain(tensor) if turned else row_major(tensor)
         dtype = dtype or source.dtype
@@ -172,7 +172,7 @@ def encode(tensor: Tensor, dtype: str, pool: ThreadPoolExecutor) -> Array:
 def pack(tensor: Tensor, dtype: str, kind: str, pool: ThreadPoolExecutor) -> Array:
     """The values that `encode` would give, as uint8 [bytes of panels of `kind`]; raises the same."""
     *outer, rows, columns = tensor.shape
-    out = np.empty((prod(outer), -(-rows // panels.ROWS), panels.panel_bytes(kind, columns)), np.uint8)
+    out = np.zeros((prod(outer), -(-rows // panels.ROWS), panels.panel_bytes(kind, columns)), np.uint8)
     data = tensor.data.reshape(prod(outer), -1)
     for matrix, made in zip(data, out, strict=True):
 
