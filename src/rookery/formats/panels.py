@@ -77,12 +77,17 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 def of(tensor: Tensor, turned: bool = False) -> Tensor:
     """A row-major tensor in panels, all of it at once."""
     kind = kind_of(tensor.dtype)
-    axes = range(len(tensor.shape))
-    source = tensor.permuted(*axes[:-2], axes[-1], axes[-2]) if turned else tensor
+    source = turn(tensor) if turned else tensor
     *outer, rows, columns = source.shape
     data = source.data.reshape(prod(outer), -1)
     out = [pack(source.dtype, matrix, rows, columns, kind) for matrix in data]
     return Tensor(f"panel_{kind}{'_t' if turned else ''}", tensor.shape, np.concatenate(out))
+
+
+def turn(tensor: Tensor) -> Tensor:
+    """The transpose of each matrix, in plain numbers."""
+    *outer, row, column = range(len(tensor.shape))
+    return tensor.permuted(*outer, column, row)
 
 
 def narrowest(tensor: Tensor) -> str:

@@ -79,10 +79,10 @@ def quantise(
     to another format or a plan without type for a GGUF; ModelError for a number that the type cannot hold.
     """
     source = locate(source)
-    format, named = ("safetensors", "packed") if packed else ("gguf", "quantised")
+    format = "safetensors" if packed else "gguf"
     if formats.suffix_format(target) not in (None, format):
-        suffix = {"gguf": "as GGUF; name the file .gguf", "safetensors": "as safetensors; name the file .safetensors"}
-        raise InputError(f"{os.fspath(target)}: {named} models are written {suffix[format]}")
+        how = "packed models are written as safetensors" if packed else "quantised models are written as GGUF"
+        raise InputError(f"{os.fspath(target)}: {how}; name the file .{format}")
     if plan.type is None and not packed:
         raise InputError(f"no type to quantise to; choose from {', '.join(TYPES)}")
     check_target(source, target, force)
@@ -131,26 +131,22 @@ class _Work:
         source = plain(tensor) if turned else row_major(tensor)
         dtype = dtype or source.dtype
         kind = panels.narrowest(source) if turned and dtype == source.dtype == "f32" else panels.kind_of(dtype)
-        return self.deferred(name, source, dtype, kind, turned)
+        return self.deferred(name, source, dtype, f"panel_{kind}{'_t' if turned else ''}")
 
-    def deferred(self, name: str, tensor: Tensor, dtype: str, kind: str | None = None, turned: bool = False) -> Tensor:
-        """`tensor` as `dtype`; with a `kind` the same values in panels of it, `turned`: of the transpose."""
+    def deferred(self, name: str, tensor: Tensor, dtype: str, stored: str | None = None) -> Tensor:
+        """`tensor` rounded to `dtype`; `stored`: the panels that hold that."""
         self.total += tensor.size
-        stored = f"panel_{kind}{'_t' if turned else ''}" if kind else dtype
-        return Deferred(stored, tensor.shape, lambda: self.made(name, tensor, dtype, kind, turned, stored))
+        return Deferred(stored or dtype, tensor.shape, lambda: self.made(name, tensor, dtype, stored))
 
-    def made(self, name: str, tensor: Tensor, dtype: str, kind: str | None, turned: bool, stored: str) -> Tensor:
-        shape, axes = tensor.shape, range(len(tensor.shape))
-        if turned:
-            tensor = tensor.permuted(*axes[:-2], axes[-1], axes[-2])
+    def made(self, name: str, tensor: Tensor, dtype: str, stored: str | None) -> Tensor:
         try:
-            data = pack(tensor, dtype, kind, self.pool) if kind else encode(tensor, dtype, self.pool)
+            data = pack(tensor, dtype, stored, self.pool) if stored else encode(tensor, dtype, self.pool)
         except ValueError as error:
             raise ModelError(f"{self.weights.path}: {name} does not fit {dtype}: {error}") from None
         self.done += tensor.size
         if self.progress:
             self.progress(self.done, self.total)
-        return Tensor(stored, shape, data)
+        return Tensor(stored or dtype, tensor.shape, data)
 
 
 def encode(tensor: Tensor, dtype: str, pool: ThreadPoolExecutor) -> Array:
@@ -169,8 +165,11 @@ def encode(tensor: Tensor, dtype: str, pool: ThreadPoolExecutor) -> Array:
     return out.reshape(-1)
 
 
-def pack(tensor: Tensor, dtype: str, kind: str, pool: ThreadPoolExecutor) -> Array:
-    """The values that `encode` would give, as uint8 [bytes of panels of `kind`]; raises the same."""
+def pack(tensor: Tensor, dtype: str, stored: str, pool: ThreadPoolExecutor) -> Array:
+    """The values that `encode` would give, as uint8 [nbytes] of the panels `stored`; raises the same."""
+    kind, turned = panels.parts(stored)
+    if turned:
+        tensor = panels.turn(tensor)
     *outer, rows, columns = tensor.shape
     out = np.zeros((prod(outer), -(-rows // panels.ROWS), panels.panel_bytes(kind, columns)), np.uint8)
     data = tensor.data.reshape(prod(outer), -1)
