@@ -42,7 +42,8 @@ def test_quantize(rookery: Any, tmp_path: Path) -> None:
 def test_packed(rookery: Any, tmp_path: Path) -> None:
     out, gguf = tmp_path / "out.safetensors", tmp_path / "out.gguf"
     code, said, err = rookery("quantize", "gosling", out, "--packed", "--type", "Q8_0")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == "" or not _native.available()
     assert said.startswith(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB, tensors: ")
     assert "30 panel_bf16_t, 25 panel_q8, 1 q8_0" in said
     before, after = weights.load("gosling"), weights.load(out)
