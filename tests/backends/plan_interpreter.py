@@ -152,7 +152,8 @@ class Engine:
         assert buffer.width == lane.width, "a step is as wide as its lane"
         assert not n or lane.tile % n == 0, "a tile has whole heads"
         assert not buffer.local or (buffer.at < lane.slots and not self.phases[-1].by_rows)
-        assert all(index != out[1] for space, index, _ in inputs if space == 0), "a step does not overwrite its input"
+        if op not in {*BINARY, *UNARY, "fma"}:
+            assert all(index != out[1] for space, index, _ in inputs if space == 0), "a step overwrites its input"
         lane.steps.append(Step(op, out, list(inputs), number, state, n, eps))
 
     @staticmethod

@@ -12,7 +12,7 @@ from plan_interpreter import Core
 
 import rookery
 from rookery import Model, _native, backends, weights
-from rookery.errors import BackendError
+from rookery.errors import BackendError, InputError
 from rookery.formats.blocks import BLOCKS
 from rookery.weights.quantise import Plan, quantise
 from tolerances import LOGITS_BF16, LOGITS_CODES, LOGITS_NATIVE, LOGITS_SAME_CODES, LOGITS_TEXT, STATE
@@ -104,6 +104,8 @@ def test_a_packed_file_gives_the_same_bits_and_is_used_where_it_lies(dtype: str,
     np.testing.assert_array_equal(logits(packed), logits(plain))
     assert plain.runner.memory.mapped == weights.load(tmp_path / "m.gguf").tensors["emb.weight"].nbytes
     assert not packed.runner.memory.copied
+    exact = (rookery.load(m.weights.path, backend="native", dtype="float32") for m in (packed, plain))
+    np.testing.assert_array_equal(*map(logits, exact))
 
 
 def test_float32_that_fits_half_its_width_takes_half(tmp_path: Path) -> None:
@@ -128,12 +130,11 @@ def test_float32_that_fits_half_its_width_takes_half(tmp_path: Path) -> None:
 def test_taps_are_those_of_the_reference_and_change_no_bit(name: str) -> None:
     mine, theirs = (rookery.load(FIXTURES / f"{name}.safetensors", backend=b) for b in ("native", "reference"))
     untapped = logits(mine)
-    points = ("att.r", "att.w", "att.k", "att.v", "att.a", "att.g", "att.wkv_out", "ffn.k", "ffn.out", "resid")
     heard: list[dict[str, Any]] = [{}, {}]
-    mine.runner.listen(heard[0].__setitem__, points)
     theirs.runner.listener = lambda name, x: heard[1].setdefault(name, x)
-    np.testing.assert_array_equal(logits(mine), untapped)
     logits(theirs)
+    mine.runner.listen(heard[0].__setitem__, {point.split(".", 2)[2] for point in heard[1]})
+    np.testing.assert_array_equal(logits(mine), untapped)
     got, wanted = heard
     assert set(got) == set(wanted)
     for point, values in wanted.items():
@@ -151,6 +152,8 @@ def test_one_point_of_one_layer_over_several_runs() -> None:
     model.runner.listen(heard.__setitem__, ["layers.1.att.k"])
     model.forward_batch([list(range(200)), list(range(200))])
     assert set(heard) == {"layers.1.att.k"}
+    with pytest.raises(InputError, match=r"no point 'layers.3.att.k' in RWKV-7 Goose"):
+        model.runner.listen(print, ["att.k", "layers.3.att.k"])
     np.testing.assert_array_equal(heard["layers.1.att.k"][:200], heard["layers.1.att.k"][200:])
 
 

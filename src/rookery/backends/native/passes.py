@@ -19,6 +19,7 @@ from rookery.backends.native.symbols import BF16, CODES, F32, Constant, Program,
 BY_ROWS = {"embed", "pick", "layer_norm"}  # need a whole row, and nothing but rows
 BY_COLUMNS = {"linear", "shift", "wkv4", "wkv6", "wkv7"}  # need many rows, or much work for a single one
 APART = {"linear", "shift", "pick"}  # read beside their own rows and columns: only what an earlier phase wrote
+IN_PLACE = {"add", "subtract", "multiply", "divide", "negative", "exp", "tanh", "sigmoid", "silu", "relu", "fma"}
 FORMS = {"f32": F32, "bf16": BF16, "codes": CODES}
 TILE = 64  # columns, at least; panels of 16 rows, blocks of 32 and heads stay whole
 
@@ -139,8 +140,11 @@ class Placing:
         self.values: list[Constant] = []
 
     def plan(self) -> Plan:
-        order = sorted(set(self.when.values()))
-        chains = [self.chains([s for s in self.steps if self.when[s] == when]) for when in order]
+        together: defaultdict[When, list[Step]] = defaultdict(list)
+        for step in self.steps:
+            together[self.when[step]].append(step)
+        order = sorted(together)
+        chains = [self.chains(together[when]) for when in order]
         slots = [[self.local(chain) for chain in phase] for phase in chains]
         self.share(chains)
         phases = tuple(
@@ -169,14 +173,16 @@ class Placing:
         free: list[int] = []
         count = 0
         for step in chain:
+            makers = dict.fromkeys(x.step for x in step.symbols())
+            over = [self.buffers[m].at for m in makers if self.is_local(m) and self.readers[m][-1] is step]
+            if step.op in IN_PLACE:
+                free, over = free + over, []
             if self.is_local(step):
                 if not free:
                     free.append(count)
                     count += 1
                 self.buffers[step] = Buffer(step.width, place="local", at=free.pop())
-            for maker in dict.fromkeys(x.step for x in step.symbols()):
-                if self.is_local(maker) and self.readers[maker][-1] is step and maker in self.buffers:
-                    free.append(self.buffers[maker].at)
+            free += over
         return count
 
     def is_local(self, step: Step) -> bool:

@@ -17,19 +17,21 @@ from rookery.backends.native import passes
 from rookery.backends.native.pack import Memory, Table, Weight, pack
 from rookery.backends.native.plan import MAX_ROWS, Filled, Plan
 from rookery.backends.native.symbols import program
-from rookery.errors import BackendError
+from rookery.errors import BackendError, InputError
 from rookery.formats.tensor import Tensor
 from rookery.state import size
 from rookery.weights import Weights, tree
 
 Array = npt.NDArray[Any]
 
+MOST_CORES = 16
+
 
 class Runner:
     """`dtype`: None runs the weights as they are stored, rounding activations to 8 bits or bf16 where the weights are;
     "float32" runs the same numbers with nothing rounded. States and logits are float32 either way.
 
-    `threads`: default one for each physical core that this process may use.
+    `threads`: default one for each physical core that this process may use, up to 16.
     """
 
     name = "native"
@@ -83,38 +85,43 @@ class Runner:
         """From now on call `listener(name, rows)` after each step for each point named: "layers.3.att.k", or "att.k"
         for every layer's. A point made of parameters alone has no rows.
 
-        The listener hears and changes nothing: the plan is made anew and gives the same bits.
+        The listener hears and changes nothing: the plan is made anew and gives the same bits. Raises InputError for a
+        name that no point of this model has.
         """
+        wanted = set(names if listener else ())
         with np.errstate(all="ignore"):
-            made = passes.plan(program(self.config, self._model, names if listener else ()))
+            steps = program(self.config, self._model, wanted)
+        known = {*steps.taps, *(name.split(".", 2)[2] for name in steps.taps)}
+        if unknown := sorted(wanted - known):
+            raise InputError(f"no point {unknown[0]!r} in {self.config.name}; points are named as layers.0.att.k")
+        made = passes.plan(steps)
         self._filled = Filled(made, self.threads, size(self.config), self.config.n_vocab)
         self.listener = listener
 
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         """See `backends.Runner`."""
-        shape = (self.config.n_vocab,)
-        out = [np.empty((len(r), *shape) if every else shape, np.float32) for r in rows]
+        vocabulary = self.config.n_vocab
+        each = np.empty((sum(map(len, rows)) if every else 0, vocabulary), np.float32)
+        last = [each[:0]] * len(rows)
         heard: dict[str, list[Array]] = {name: [] for name in self.plan.taps}
+        at = 0
         for run in runs([len(r) for r in rows]):
             ids = np.concatenate([rows[cut.sequence][cut.begin : cut.end] for cut in run])
             lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
-            logits = np.empty((len(ids) if every else len(run), *shape), np.float32)
+            logits = each[at : at + len(ids)] if every else np.empty((len(run), vocabulary), np.float32)
             self.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+            if not every:
+                for cut, row in zip(run, logits, strict=True):
+                    last[cut.sequence] = row
             for name, pieces in heard.items():
                 pieces.append(self._hear(name, len(ids)))
-            at = 0
-            for i, cut in enumerate(run):
-                if every:
-                    out[cut.sequence][cut.begin : cut.end] = logits[at : at + lengths[i]]
-                    at += lengths[i]
-                else:
-                    out[cut.sequence] = logits[i]
+            at += len(ids)
         if self.listener:
             for name, pieces in heard.items():
                 self.listener(name, np.concatenate(pieces))
             for name, constant in self.plan.known.items():
                 self.listener(name, constant)
-        return out
+        return np.split(each, np.cumsum([len(r) for r in rows])[:-1]) if every else last
 
     def _hear(self, name: str, rows: int) -> Array:
         tap = self.plan.taps[name]
@@ -150,14 +157,13 @@ def runs(lengths: Sequence[int]) -> Iterator[list[Cut]]:
 
 
 def cores() -> int:
-    """Physical cores that this process may use: a second thread on one has no more arithmetic to give."""
+    """Physical cores that this process may use, and no more than feed the memory of most machines: a second thread on
+    a core has no more arithmetic to give."""
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+        return min(os.cpu_count() or 1, MOST_CORES)
     mine = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in mine:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            return len(mine)
-    return len(siblings)
+    try:
+        siblings = {Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text() for i in mine}
+    except OSError:
+        return min(len(mine), MOST_CORES)
+    return min(len(siblings), MOST_CORES)
