@@ -5,10 +5,11 @@
 
 #include "kernels.h"
 
-#ifdef ROOKERY_NEON
-#ifdef __linux__
-#include <sys/auxv.h>
+#ifdef ROOKERY_X86
+#include <cpuid.h>
 #endif
+#if defined(ROOKERY_NEON) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace rookery {
@@ -35,14 +36,27 @@ namespace {
 bool always() { return true; }
 
 #ifdef ROOKERY_X86
-// The compiler's own test asks the operating system too: registers that it does not save do not count.
+// What CPUID and XGETBV say. Not the compiler's built-in test: compilers differ in the names that it knows.
+struct Processor {
+    unsigned c1 = 0, b7 = 0, c7 = 0, a71 = 0, saved = 0;
+    Processor() {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        if (__get_cpuid(1, &a, &b, &c1, &d) == 0) return;
+        if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d) != 0 && a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
+        constexpr unsigned xgetbv = 1u << 27;
+        if ((c1 & xgetbv) != 0) __asm__ volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    }
+};
+bool all(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const Processor p;  // 0x6: the operating system saves the registers of AVX
+    return all(p.saved, 0x6) && all(p.c1, 1u << 12 | 1u << 28 | 1u << 29) && all(p.b7, 1u << 5);  // FMA AVX F16C; AVX2
 }
 bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+    const Processor p;  // 0xe0: and those of AVX-512
+    return has_avx2() && all(p.saved, 0xe0) && all(p.b7, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) &&  // F DQ BW VL
+           all(p.c7, 1u << 11) && all(p.a71, 1u << 5);                                                   // VNNI; BF16
 }
 #endif
 

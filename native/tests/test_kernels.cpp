@@ -221,6 +221,9 @@ void norms() {
     std::vector<float> out(20, 1.0f);
     K->normalize(out.data(), 20, zeros.data(), 20, 1, 20, 20);
     CHECK(out == zeros);
+    const std::vector<float> faint(20, 1e-14f);  // its norm is below 1e-12
+    K->normalize(out.data(), 20, faint.data(), 20, 1, 20, 20);
+    NEAR(out[7], 1e-2, 1e-8, "normalize", 7);
     std::vector<float> bad(20, 1.0f);
     bad[3] = NAN_;
     K->normalize(out.data(), 20, bad.data(), 20, 1, 20, 20);
