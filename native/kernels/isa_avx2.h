@@ -182,6 +182,17 @@ static inline I dot(I acc, U w, const std::int8_t* x4) {
     const __m256i x = broadcast4(x4), odd = _mm256_srai_epi16(x, 8), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
     return {dot(acc.a, w.a, even, odd), dot(acc.b, w.b, even, odd)};
 }
+constexpr bool CENTRED = true;
+// |w - 128| is at most 128 and |x| at most 127: two products fit in 16 bits.
+static inline __m256i dot_centred(__m256i acc, __m256i w, __m256i x) {
+    const __m256i c = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+    const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(x, c));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
+}
+static inline I dot_centred(I acc, U w, const std::int8_t* x4) {
+    const __m256i x = broadcast4(x4);
+    return {dot_centred(acc.a, w.a, x), dot_centred(acc.b, w.b, x)};
+}
 static inline __m256i dot_small(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }

@@ -169,7 +169,14 @@ static inline I dot(I acc, U w, const std::int8_t* x4) {
         for (int j = 0; j < 4; ++j) acc.v[i] += w.v[4 * i + j] * x4[j];
     return acc;
 }
-// The same where no byte of w is above 127, which some sets do faster.
+// acc[lane] += (w - 128) * x likewise; CENTRED where that is faster than to add up 128 * x and take it away.
+constexpr bool CENTRED = false;
+static inline I dot_centred(I acc, U w, const std::int8_t* x4) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 4; ++j) acc.v[i] += (w.v[4 * i + j] - 128) * x4[j];
+    return acc;
+}
+// The same as `dot` where no byte of w is above 127, which some sets do faster.
 static inline I dot_small(I acc, U w, const std::int8_t* x4) { return dot(acc, w, x4); }
 
 // The first and the second of the bf16 pair in each lane.

@@ -146,6 +146,11 @@ static inline I dot_small(I acc, U w, const std::int8_t* x4) {
     const int8x16_t x = vreinterpretq_s8_u32(broadcast4(x4));
     ROOKERY_QUARTERS(I, vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x));
 }
+constexpr bool CENTRED = true;
+static inline I dot_centred(I acc, U w, const std::int8_t* x4) {
+    const int8x16_t x = vreinterpretq_s8_u32(broadcast4(x4));
+    ROOKERY_QUARTERS(I, vdotq_s32(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80))), x));
+}
 // The instruction for unsigned by signed came later: w - 128 is signed, and 128 times the sum of x makes it good.
 static inline I dot(I acc, U w, const std::int8_t* x4) {
     const int8x16_t x = vreinterpretq_s8_u32(broadcast4(x4));

@@ -25,12 +25,27 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
 // bare read, on six rows from 0.3 to 0.8.
 constexpr int AHEAD = 8192;
 
-static inline F load_outputs(const float* out, int width) { return width == PANEL ? load(out) : load(out, width); }
-static inline void store_outputs(float* out, F value, int width) {
-    if (width == PANEL)
+// Calls `what(r, p)` for each, unrolled, so that arrays become registers.
+template <int MR, int PR, class What>
+__attribute__((always_inline)) static inline void each(What what) {
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+        for (int p = 0; p < PR; ++p) what(r, p);
+}
+
+template <int PR>
+static inline F load_outputs(const Span& s, int r, int p) {
+    const float* out = s.out + r * s.so + PANEL * p;
+    return p < PR - 1 || s.width == PANEL ? load(out) : load(out, s.width);
+}
+template <int PR>
+static inline void store_outputs(const Span& s, int r, int p, F value) {
+    float* out = s.out + r * s.so + PANEL * p;
+    if (p < PR - 1 || s.width == PANEL)
         store(out, value);
     else
-        store(out, value, width);
+        store(out, value, s.width);
 }
 
 // ---- Floats. Even and odd steps add up apart, to hide an addition's latency; they meet at the end of a slice.
@@ -80,12 +95,8 @@ template <class W, int PART, int MR, int PR>
 static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
     if (PR == 1 && (PART == 0 || W::STEP * W::COLUMN == LINE)) prefetch(s.panel + k * W::COLUMN + AHEAD);
     typename W::Lanes w[PR];
-#pragma GCC unroll 16
-    for (int p = 0; p < PR; ++p) w[p] = W::template weights<PART>(s.panel + p * s.panel_bytes, k);
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-        for (int p = 0; p < PR; ++p) acc[r][p] = W::step(acc[r][p], w[p], s.x + r * s.x_bytes, k);
+    each<1, PR>([&](int, int p) { w[p] = W::template weights<PART>(s.panel + p * s.panel_bytes, k); });
+    each<MR, PR>([&](int r, int p) { acc[r][p] = W::step(acc[r][p], w[p], s.x + r * s.x_bytes, k); });
 }
 
 template <class W>
@@ -96,142 +107,94 @@ struct Floats {
         for (int begin = s.begin; begin < s.end; begin += SLICE) {
             const int end = s.end - begin < SLICE ? s.end : begin + SLICE;
             F even[MR][PR], odd[MR][PR];
-#pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) even[r][p] = odd[r][p] = zero();
+            each<MR, PR>([&](int r, int p) { even[r][p] = odd[r][p] = zero(); });
             int k = begin;
             for (; k + W::STEP < end; k += 2 * W::STEP) {
                 float_step<W, 0>(even, s, k);
                 float_step<W, 1>(odd, s, k + W::STEP);
             }
             if (k < end) float_step<W, 0>(even, s, k);
-#pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) {
-                    float* const out = s.out + r * s.so + PANEL * p;
-                    const int width = p == PR - 1 ? s.width : PANEL;
-                    const F part = even[r][p] + odd[r][p];
-                    store_outputs(out, begin > 0 ? load_outputs(out, width) + part : part, width);
-                }
+            each<MR, PR>([&](int r, int p) {
+                const F part = even[r][p] + odd[r][p];
+                store_outputs<PR>(s, r, p, begin > 0 ? load_outputs<PR>(s, r, p) + part : part);
+            });
         }
     }
 };
 
-// ---- Codes. Whole numbers within 32 columns are exact; the scales bring them into one float per (row, panel).
+// ---- Codes. Whole numbers are exact within a scale's columns; the scales bring them into one float per (row, panel).
 
 struct Q8 {
-    static constexpr int LOADS = 8;
     static constexpr Kind kind = Kind::q8;
-    static I start(const Codes& x) { return iset(x.start8); }
-    static I step(I acc, U w, const Codes& x, int j) { return dot(acc, w, x.code + 4 * j); }
+    static constexpr int SPAN = 32, LOADS = 8;  // columns of a scale, and their lines of codes
+    struct Scale {
+        F scale;
+    };
+    static I start(const Codes& x) { return CENTRED ? izero() : iset(x.start8); }
+    static I step(I acc, U w, const Codes& x, int, int j) {
+        return CENTRED ? dot_centred(acc, w, x.code + 4 * j) : dot(acc, w, x.code + 4 * j);
+    }
+    static Scale scale(const std::uint8_t* panel, int, int i) {
+        return {load_f16(reinterpret_cast<const std::uint16_t*>(panel) + PANEL * i)};
+    }
+    static F scaled(I sum, const Scale& s, const Codes&, int) { return to_float(sum) * s.scale; }
 };
 
-struct Q4 {
-    static constexpr int LOADS = 4;
+struct Q4 : Q8 {
     static constexpr Kind kind = Kind::q4;
+    static constexpr int LOADS = 4;
     static I start(const Codes& x) { return iset(x.start4); }
-    static I step(I acc, U w, const Codes& x, int j) {
+    static I step(I acc, U w, const Codes& x, int, int j) {
         return dot_small(dot_small(acc, low_nibbles(w), x.code + 4 * j), high_nibbles(w), x.code + 16 + 4 * j);
     }
 };
 
-template <class W>
-struct ScaledCodes {
-    static constexpr int SLICE = 512;
-    template <int MR, int PR>
-    static void tile(const Span& s) {
-        F acc[MR][PR];
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p)
-                acc[r][p] = s.begin > 0 ? load_outputs(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
-        const std::uint8_t* codes = s.panel + head_bytes(W::kind, s.columns);
-        for (int b = s.begin / BLOCK; b < s.end / BLOCK; ++b) {
-            const std::uint8_t* x = s.x + b * sizeof(Codes);
-            const auto row = [&](int r) -> const Codes& { return *reinterpret_cast<const Codes*>(x + r * s.x_bytes); };
-            I sum[MR][PR];
-#pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) sum[r][p] = W::start(row(r));
-#pragma GCC unroll 16
-            for (int j = 0; j < W::LOADS; ++j) {
-                U w[PR];
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) w[p] = load_u(codes + p * s.panel_bytes + (b * W::LOADS + j) * LINE);
-                if (PR == 1) prefetch(codes + (b * W::LOADS + j) * LINE + AHEAD);
-#pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                    for (int p = 0; p < PR; ++p) sum[r][p] = W::step(sum[r][p], w[p], row(r), j);
-            }
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p) {
-                const F scale = load_f16(reinterpret_cast<const std::uint16_t*>(s.panel + p * s.panel_bytes) + PANEL * b);
-#pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r)
-                    acc[r][p] = fma(to_float(sum[r][p]) * scale, set(row(r).scale), acc[r][p]);
-            }
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p)
-                store_outputs(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+struct X8 {
+    static constexpr Kind kind = Kind::x8;
+    static constexpr int SPAN = 16, LOADS = 4;
+    struct Scale {
+        F scale, minimum;
+    };
+    static I start(const Codes&) { return izero(); }
+    static I step(I acc, U w, const Codes& x, int half, int j) { return dot_small(acc, w, x.code + 16 * half + 4 * j); }
+    static Scale scale(const std::uint8_t* panel, int columns, int i) {
+        const float* scales = reinterpret_cast<const float*>(panel) + PANEL * i;
+        return {load(scales), load(scales + columns)};  // as many minimums behind them
+    }
+    static F scaled(I sum, const Scale& s, const Codes& x, int half) {
+        return fma(s.minimum, set(x.sum[half]), to_float(sum) * s.scale);
     }
 };
 
-// Unsigned codes with a scale and a minimum for every 16 columns.
-struct AffineCodes {
-    static constexpr int SLICE = 512;
+template <class W>
+struct Coded {
+    static constexpr int SLICE = 512, PARTS = BLOCK / W::SPAN;
     template <int MR, int PR>
     static void tile(const Span& s) {
         F acc[MR][PR];
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p)
-                acc[r][p] = s.begin > 0 ? load_outputs(s.out + r * s.so + PANEL * p, p == PR - 1 ? s.width : PANEL) : zero();
-        const std::size_t head = head_bytes(Kind::x8, s.columns);
-        for (int half = s.begin / 16; half < s.end / 16; ++half) {
-            const std::uint8_t* x = s.x + half / 2 * sizeof(Codes);
+        each<MR, PR>([&](int r, int p) { acc[r][p] = s.begin > 0 ? load_outputs<PR>(s, r, p) : zero(); });
+        const std::uint8_t* codes = s.panel + head_bytes(W::kind, s.columns);
+        for (int i = s.begin / W::SPAN; i < s.end / W::SPAN; ++i) {
+            const std::uint8_t* x = s.x + i / PARTS * sizeof(Codes);
             const auto row = [&](int r) -> const Codes& { return *reinterpret_cast<const Codes*>(x + r * s.x_bytes); };
-            const int which = half % 2;
+            const int part = i % PARTS;
             I sum[MR][PR];
-#pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) sum[r][p] = izero();
-#pragma GCC unroll 16
-            for (int j = 0; j < 4; ++j) {
+            each<MR, PR>([&](int r, int p) { sum[r][p] = W::start(row(r)); });
+            each<W::LOADS, 1>([&](int j, int) {
+                const std::uint8_t* line = codes + (i * W::LOADS + j) * LINE;
+                if (PR == 1) prefetch(line + AHEAD);
                 U w[PR];
-#pragma GCC unroll 16
-                for (int p = 0; p < PR; ++p) w[p] = load_u(s.panel + p * s.panel_bytes + head + (half * 4 + j) * LINE);
-                if (PR == 1) prefetch(s.panel + head + (half * 4 + j) * LINE + AHEAD);
-#pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                    for (int p = 0; p < PR; ++p) sum[r][p] = dot_small(sum[r][p], w[p], row(r).code + 16 * which + 4 * j);
-            }
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p) {
-                const float* scales = reinterpret_cast<const float*>(s.panel + p * s.panel_bytes) + PANEL * half;
-                const F scale = load(scales), minimum = load(scales + s.columns);
-#pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r) {
-                    const F part = fma(minimum, set(row(r).sum[which]), to_float(sum[r][p]) * scale);
-                    acc[r][p] = fma(part, set(row(r).scale), acc[r][p]);
-                }
-            }
+                each<1, PR>([&](int, int p) { w[p] = load_u(line + p * s.panel_bytes); });
+                each<MR, PR>([&](int r, int p) { sum[r][p] = W::step(sum[r][p], w[p], row(r), part, j); });
+            });
+            each<1, PR>([&](int, int p) {
+                const auto scale = W::scale(s.panel + p * s.panel_bytes, s.columns, i);
+                each<MR, 1>([&](int r, int) {
+                    acc[r][p] = fma(W::scaled(sum[r][p], scale, row(r), part), set(row(r).scale), acc[r][p]);
+                });
+            });
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < PR; ++p)
-                store_outputs(s.out + r * s.so + PANEL * p, acc[r][p], p == PR - 1 ? s.width : PANEL);
+        each<MR, PR>([&](int r, int p) { store_outputs<PR>(s, r, p, acc[r][p]); });
     }
 };
 
@@ -347,9 +310,9 @@ static void fill_linear(Kernels& table) {
     at(Kind::f16, Input::f32) = linear<Floats<F16>>;
     at(Kind::bf16, Input::f32) = linear<Floats<Bf16Exact>>;
     at(Kind::bf16, Input::bf16) = linear<Floats<Bf16>>;
-    at(Kind::q8, Input::codes) = linear<ScaledCodes<Q8>>;
-    at(Kind::q4, Input::codes) = linear<ScaledCodes<Q4>>;
-    at(Kind::x8, Input::codes) = linear<AffineCodes>;
+    at(Kind::q8, Input::codes) = linear<Coded<Q8>>;
+    at(Kind::q4, Input::codes) = linear<Coded<Q4>>;
+    at(Kind::x8, Input::codes) = linear<Coded<X8>>;
     table.encode[static_cast<int>(Input::bf16)] = encode_bf16;
     table.encode[static_cast<int>(Input::codes)] = encode_codes;
 }
