@@ -88,7 +88,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{'model':28} {'type':6} {'program':10} {'mean KL':>9} {'max KL':>9} {'logit':>8} {'same':>7}  from unquantised")
+    heads = ("model", "type", "program", "KL", "max", "logit", "same")
+    print("{:28} {:6} {:10} {:>9} {:>9} {:>8} {:>7}  from unquantised".format(*heads))
     for r in found:
         last = f"{r['kl_from_unquantised']:9.1e}" if "kl_from_unquantised" in r else ""
         print(
