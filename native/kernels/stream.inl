@@ -1,6 +1,8 @@
 // Reading alone: the floor under what a pass over the weights takes.
 #pragma once
 
+#include "linear.inl"
+
 namespace rookery::ROOKERY_ISA {
 
 static std::uint64_t stream(const std::uint8_t* data, std::size_t bytes) {
@@ -8,6 +10,7 @@ static std::uint64_t stream(const std::uint8_t* data, std::size_t bytes) {
     U a = load_u(words), b = a, c = a, d = a;
     std::size_t i = 0;
     for (; i + 256 <= bytes; i += 256) {
+        for (int line = 0; line < 256; line += 64) prefetch(data + i + line + AHEAD);
         a = a ^ load_u(data + i);
         b = b ^ load_u(data + i + 64);
         c = c ^ load_u(data + i + 128);
