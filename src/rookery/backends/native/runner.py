@@ -25,6 +25,7 @@ from rookery.weights import Weights, tree
 Array = npt.NDArray[Any]
 
 MOST_CORES = 16
+MOST_THREADS = 1024  # the core's limit
 
 
 class Runner:
@@ -46,7 +47,13 @@ class Runner:
             raise BackendError(f"dtype {dtype!r}: the native back end runs weights as stored (None) or in float32")
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the native back end runs on the cpu; backend='torch' has others")
+        try:
+            _native.core.isa()
+        except ValueError as error:  # of ROOKERY_ISA
+            raise BackendError(str(error)) from None
         self.config, self.threads = weights.config, threads or cores()
+        if self.threads > MOST_THREADS:
+            raise InputError(f"threads {threads}: the native back end takes 1 to {MOST_THREADS}")
         self._exact = dtype == "float32"
         self._held: list[Weight | Table] = []
         self.listener: Callable[[str, Array], object] | None = None
