@@ -19,11 +19,17 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
     Stride so;
     int columns, begin, end;
     int width;  // outputs of the last panel
+    std::size_t ahead;  // how many bytes on lie the weights to ask for
 };
 
 // A stream that computes as it goes must ask for its lines this many bytes ahead: q8 on one row from 0.75 to 0.92 of a
-// bare read, on six rows from 0.3 to 0.8.
+// bare read, on six rows from 0.3 to 0.8. A slice asks for the one that follows.
 constexpr int AHEAD = 8192;
+
+// A tile has two accumulators for each row and panel.
+constexpr int FEW = REGISTERS >= 32 ? 12 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of one panel
+constexpr int MANY = REGISTERS >= 32 ? 6 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of PAIR panels
+constexpr int PAIR = REGISTERS >= 32 ? 2 : 1;
 
 // Calls `what(r, p)` for each, unrolled, so that arrays become registers.
 template <int MR, int PR, class What>
@@ -53,6 +59,7 @@ static inline void store_outputs(const Span& s, int r, int p, F value) {
 struct F32 {
     using Lanes = F;
     static constexpr int STEP = 1, SLICE = 256, COLUMN = 4 * PANEL;  // COLUMN: bytes of a panel's column
+    static constexpr int ALONE = FEW < 8 ? FEW : 8;  // rows of a tile of one panel: more would not fit in registers
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load(reinterpret_cast<const float*>(panel) + PANEL * k);
@@ -81,7 +88,7 @@ struct Bf16Exact : F32 {
 
 struct Bf16 {
     using Lanes = U;
-    static constexpr int STEP = 2, SLICE = 512, COLUMN = 2 * PANEL;
+    static constexpr int STEP = 2, SLICE = 512, COLUMN = 2 * PANEL, ALONE = FEW;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load_u(panel + 2 * PANEL * k);
@@ -93,15 +100,18 @@ struct Bf16 {
 
 template <class W, int PART, int MR, int PR>
 static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
-    if (PR == 1 && (PART == 0 || W::STEP * W::COLUMN == LINE)) prefetch(s.panel + k * W::COLUMN + AHEAD);
     typename W::Lanes w[PR];
-    each<1, PR>([&](int, int p) { w[p] = W::template weights<PART>(s.panel + p * s.panel_bytes, k); });
+    each<1, PR>([&](int, int p) {
+        const std::uint8_t* panel = s.panel + p * s.panel_bytes;
+        w[p] = W::template weights<PART>(panel, k);
+        if (PART == 0 || W::STEP * W::COLUMN == LINE) prefetch(panel + k * W::COLUMN + s.ahead);
+    });
     each<MR, PR>([&](int r, int p) { acc[r][p] = W::step(acc[r][p], w[p], s.x + r * s.x_bytes, k); });
 }
 
 template <class W>
 struct Floats {
-    static constexpr int SLICE = W::SLICE;
+    static constexpr int SLICE = W::SLICE, ALONE = W::ALONE;
     template <int MR, int PR>
     static void tile(const Span& s) {
         for (int begin = s.begin; begin < s.end; begin += SLICE) {
@@ -168,7 +178,7 @@ struct X8 {
 
 template <class W>
 struct Coded {
-    static constexpr int SLICE = 512, PARTS = BLOCK / W::SPAN;
+    static constexpr int SLICE = 512, ALONE = FEW, PARTS = BLOCK / W::SPAN;
     template <int MR, int PR>
     static void tile(const Span& s) {
         F acc[MR][PR];
@@ -182,9 +192,11 @@ struct Coded {
             each<MR, PR>([&](int r, int p) { sum[r][p] = W::start(row(r)); });
             each<W::LOADS, 1>([&](int j, int) {
                 const std::uint8_t* line = codes + (i * W::LOADS + j) * LINE;
-                if (PR == 1) prefetch(line + AHEAD);
                 U w[PR];
-                each<1, PR>([&](int, int p) { w[p] = load_u(line + p * s.panel_bytes); });
+                each<1, PR>([&](int, int p) {
+                    w[p] = load_u(line + p * s.panel_bytes);
+                    prefetch(line + p * s.panel_bytes + s.ahead);
+                });
                 each<MR, PR>([&](int r, int p) { sum[r][p] = W::step(sum[r][p], w[p], row(r), part, j); });
             });
             each<1, PR>([&](int, int p) {
@@ -200,11 +212,6 @@ struct Coded {
 
 // ---- From a call to tiles
 
-// A tile has two accumulators for each row and panel.
-constexpr int FEW = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 3 : 2;   // rows of a tile of one panel
-constexpr int MANY = REGISTERS >= 32 ? 6 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of PAIR panels
-constexpr int PAIR = REGISTERS >= 32 ? 2 : 1;
-
 template <class T, int PR, int MR>
 static inline void run_tile(int rows, const Span& s) {
     if constexpr (MR > 0) {
@@ -215,29 +222,20 @@ static inline void run_tile(int rows, const Span& s) {
     }
 }
 
-// Asks for part i of n of what comes after columns [begin, begin + SLICE) of the panels.
-template <class T, int PR>
-static inline void prefetch_next(const Span& whole, std::size_t head, int begin, int i, int n) {
-    const std::size_t column = (whole.panel_bytes - head) / whole.columns, lines = T::SLICE * column / LINE;
-    const bool more = whole.columns - begin > T::SLICE;
-    const std::uint8_t* next = whole.panel + (more ? head + (begin + T::SLICE) * column : PR * whole.panel_bytes);
-    for (int p = 0; p < PR; ++p)
-        for (std::size_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
-            prefetch(next + p * whole.panel_bytes + line * LINE);
-}
-
 template <class T, int PR>
 static inline void run_rows(int rows, std::size_t head, const Span& whole) {
+    const std::size_t column = (whole.panel_bytes - head) / whole.columns;
     const int blocks = (rows + MANY - 1) / MANY;
     for (int begin = 0; begin < whole.columns; begin += T::SLICE) {
+        const bool more = whole.columns - begin > T::SLICE;
         for (int i = 0; i < blocks; ++i) {
             const int row = rows * i / blocks, next = rows * (i + 1) / blocks;
             Span s = whole;
             s.begin = begin;
-            s.end = whole.columns - begin < T::SLICE ? whole.columns : begin + T::SLICE;
+            s.end = more ? begin + T::SLICE : whole.columns;
+            s.ahead = more ? T::SLICE * column : PR * whole.panel_bytes - head - begin * column;  // the next panels
             s.x += row * s.x_bytes;
             s.out += row * s.so;
-            if (PR > 1) prefetch_next<T, PR>(whole, head, begin, i, blocks);  // a single panel's tiles look ahead
             run_tile<T, PR, MANY>(next - row, s);
         }
     }
@@ -248,11 +246,11 @@ static void linear(const Weight& w, int first, int last, const std::uint8_t* x, 
                    Stride so) {
     const std::size_t bytes = size_of_panel(w.kind, w.columns), head = head_bytes(w.kind, w.columns);
     for (int p = first; p < last;) {
-        const int count = rows > FEW && last - p >= PAIR ? PAIR : 1, left = w.rows - PANEL * (p + count - 1);
+        const int count = rows > T::ALONE && last - p >= PAIR ? PAIR : 1, left = w.rows - PANEL * (p + count - 1);
         const Span s = {w.data + p * bytes,        bytes,     x, x_bytes,   out + PANEL * (p - first), so,
-                        w.columns,                 0,         w.columns,    left < PANEL ? left : PANEL};
-        if (rows <= FEW)
-            run_tile<T, 1, FEW>(rows, s);
+                        w.columns,                 0,         w.columns,    left < PANEL ? left : PANEL, AHEAD};
+        if (rows <= T::ALONE)
+            run_tile<T, 1, T::ALONE>(rows, s);
         else if (count == PAIR)
             run_rows<T, PAIR>(rows, head, s);
         else
