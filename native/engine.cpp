@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t LINE = 64;
 constexpr int SCRATCH = 16 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
 constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if there are that many
+constexpr int COLUMNS = 64;         // and so many columns
 constexpr int MAX_UNITS = 65535;
 constexpr std::size_t FIRST_BYTES = 4096;        // of a weight: from there on the processor sees a stream
 constexpr std::size_t AHEAD = 192 * 1024;        // most bytes that a thread asks for ahead
@@ -237,7 +238,7 @@ void Engine::finish() {
                                                                   weights_[static_cast<std::size_t>(s.number)].columns)) *
                             lane.tile / PANEL;
             costs.insert(costs.end(), static_cast<std::size_t>(lane.units()), cost);
-            scratch = std::max(scratch, static_cast<std::size_t>(lane.slots) * static_cast<std::size_t>(lane.tile) * FEW_ROWS);
+            scratch = std::max(scratch, static_cast<std::size_t>(lane.slots) * static_cast<std::size_t>(std::max(lane.tile, COLUMNS)) * FEW_ROWS);
         }
         if (phase.by_rows ? phase.lanes.size() != 1 : costs.empty() || costs.size() > MAX_UNITS)
             refuse("a phase of no lanes, or of too many units");
@@ -404,12 +405,12 @@ void Engine::execute(int thread, int index, int begin, int end) {
 // A lane's steps on columns [c0, c1) of all rows, piece by piece, so that local pieces fit the scratch.
 void Engine::chain(int thread, const Phase& phase, const Lane& lane, int c0, int c1) {
     const int all = static_cast<int>(phase.outputs ? rows_.outputs.size() : rows_.sequence.size());
-    const int few = std::min(all, FEW_ROWS);
     int rows = all, columns = c1 - c0;
-    if (lane.slots) {
-        columns = std::min(columns, std::max(1, SCRATCH / (lane.slots * few) / lane.tile) * lane.tile);
-        rows = std::clamp(SCRATCH / (lane.slots * columns), few, all);
-        if (rows > 12) rows = rows / 12 * 12;  // whole blocks of the matrix kernels
+    if (lane.slots) {  // rows first: a piece of a weight serves all that are there; then as many columns as fit
+        const int least = std::max(lane.tile, COLUMNS);
+        rows = std::clamp(SCRATCH / (lane.slots * least), std::min(all, FEW_ROWS), all);
+        if (rows > 12 && rows < all) rows = rows / 12 * 12;  // whole blocks of the matrix kernels
+        columns = std::min(columns, std::max(least, SCRATCH / (lane.slots * rows) / lane.tile * lane.tile));
     }
     auto* scratch = reinterpret_cast<float*>(scratch_[static_cast<std::size_t>(thread)].get());
     for (int c = c0; c < c1; c += columns)

@@ -127,7 +127,7 @@ struct Team::Shared {
                          static_cast<std::uint16_t>(job.boundary(phase, from + 1, sizes))};
             const int left = range.end - range.begin;
             if (left <= 0) return false;
-            const int some = (left + 1) / 2;
+            const int some = owner ? (3 * left + 3) / 4 : (left + 1) / 2;  // few pieces, and the last ones small
             begin = owner ? range.begin : range.end - some;
             end = begin + some;
             if (owner)

@@ -21,7 +21,6 @@ BY_COLUMNS = {"linear", "shift", "wkv4", "wkv6", "wkv7"}  # need many rows, or m
 APART = {"linear", "shift", "pick"}  # read beside their own rows and columns: only what an earlier phase wrote
 IN_PLACE = {"add", "subtract", "multiply", "divide", "negative", "exp", "tanh", "sigmoid", "silu", "relu", "fma"}
 FORMS = {"f32": F32, "bf16": BF16, "codes": CODES}
-TILE = 64  # columns, at least; panels of 16 rows, blocks of 32 and heads stay whole
 
 
 def plan(program: Program) -> Plan:
@@ -211,8 +210,8 @@ class Placing:
             self.buffers[step] = Buffer(step.width, step.form, at=at)
 
     def lane(self, chain: list[Step], slots: int) -> Lane:
-        whole = lcm(32, *(step.n for step in chain if step.n))
-        return Lane(chain[0].width, -(-TILE // whole) * whole, slots, tuple(map(self.call, chain)))
+        tile = lcm(32, *(step.n for step in chain if step.n))  # panels of 16 rows, blocks of 32 and heads stay whole
+        return Lane(chain[0].width, tile, slots, tuple(map(self.call, chain)))
 
     def call(self, s: Step) -> Call:
         return Call(s.op, self.buffers[s], tuple(map(self.operand, s.inputs)), s.weight, s.state, s.n, s.eps)
