@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rookery import _native
 from rookery.formats import panels
 from rookery.formats.blocks import BLOCKS
-from rookery.formats.tensor import Tensor
+from rookery.formats.tensor import Deferred, Tensor
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -134,12 +134,22 @@ class Table:
         return self.tensor.shape
 
     @property
-    def mapped(self) -> bool:
+    def readable(self) -> bool:
+        """Whether the core widens rows of this type."""
         return self.tensor.dtype in ("f32", "f16", "bf16") or self.tensor.dtype in BLOCKS
+
+    @property
+    def mapped(self) -> bool:
+        return self.readable and not isinstance(self.tensor, Deferred)
+
+    @property
+    def why(self) -> str:
+        """Why it was copied."""
+        return f"{self.tensor.dtype} laid out as rows"
 
     @cached_property
     def stored(self) -> Tensor:
-        return self.tensor if self.mapped else Tensor.of(self.tensor.float32())
+        return self.tensor if self.readable else Tensor.of(self.tensor.float32())
 
 
 @dataclass
@@ -157,7 +167,7 @@ class Memory:
             if x.mapped:
                 memory.mapped += size
             else:
-                memory.copied[x.why if isinstance(x, Weight) else f"{x.tensor.dtype} widened for lookup"] += size
+                memory.copied[x.why] += size
         return memory
 
 
