@@ -10,6 +10,7 @@
 
 namespace rookery::ROOKERY_ISA {
 
+// Of each kind: ALONE rows at most make a tile of one panel; more rows make tiles of TALL rows and PAIR panels.
 struct Span {  // what a tile is made of: columns [begin, end) of its panels and rows
     const std::uint8_t* panel;
     std::size_t panel_bytes;
@@ -26,10 +27,9 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
 // bare read, on six rows from 0.3 to 0.8. A slice asks for the one that follows.
 constexpr int AHEAD = 8192;
 
-// A tile has two accumulators for each row and panel.
-constexpr int FEW = REGISTERS >= 32 ? 12 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of one panel
-constexpr int MANY = REGISTERS >= 32 ? 6 : REGISTERS >= 8 ? 3 : 2;  // rows of a tile of PAIR panels
-constexpr int PAIR = REGISTERS >= 32 ? 2 : 1;
+// A tile has two accumulators for each row and panel, and room must be left for weights.
+constexpr bool ROOMY = REGISTERS >= 32;
+constexpr int ROWS = ROOMY ? 12 : REGISTERS >= 8 ? 3 : 2;  // of a tile of one panel
 
 // Calls `what(r, p)` for each, unrolled, so that arrays become registers.
 template <int MR, int PR, class What>
@@ -59,7 +59,7 @@ static inline void store_outputs(const Span& s, int r, int p, F value) {
 struct F32 {
     using Lanes = F;
     static constexpr int STEP = 1, SLICE = 256, COLUMN = 4 * PANEL;  // COLUMN: bytes of a panel's column
-    static constexpr int ALONE = FEW < 8 ? FEW : 8;  // rows of a tile of one panel: more would not fit in registers
+    static constexpr int ALONE = ROOMY ? 8 : ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROOMY ? 6 : ROWS;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load(reinterpret_cast<const float*>(panel) + PANEL * k);
@@ -69,16 +69,15 @@ struct F32 {
     }
 };
 
-struct F16 : F32 {
-    static constexpr int COLUMN = 2 * PANEL;
+struct F16 : F32 {  // weights are widened at each use: better for eight rows of one panel than six of two
+    static constexpr int COLUMN = 2 * PANEL, PAIR = 1, TALL = ALONE;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load_f16(reinterpret_cast<const std::uint16_t*>(panel) + PANEL * k);
     }
 };
 
-struct Bf16Exact : F32 {
-    static constexpr int COLUMN = 2 * PANEL;
+struct Bf16Exact : F16 {
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         const U pairs = load_u(panel + 2 * PANEL * (k - PART));
@@ -88,7 +87,8 @@ struct Bf16Exact : F32 {
 
 struct Bf16 {
     using Lanes = U;
-    static constexpr int STEP = 2, SLICE = 512, COLUMN = 2 * PANEL, ALONE = FEW;
+    static constexpr int STEP = 2, SLICE = 512, COLUMN = 2 * PANEL;
+    static constexpr int ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR;
     template <int PART>
     static Lanes weights(const std::uint8_t* panel, int k) {
         return load_u(panel + 2 * PANEL * k);
@@ -111,7 +111,7 @@ static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
 
 template <class W>
 struct Floats {
-    static constexpr int SLICE = W::SLICE, ALONE = W::ALONE;
+    static constexpr int SLICE = W::SLICE, ALONE = W::ALONE, PAIR = W::PAIR, TALL = W::TALL;
     template <int MR, int PR>
     static void tile(const Span& s) {
         for (int begin = s.begin; begin < s.end; begin += SLICE) {
@@ -178,7 +178,7 @@ struct X8 {
 
 template <class W>
 struct Coded {
-    static constexpr int SLICE = 512, ALONE = FEW, PARTS = BLOCK / W::SPAN;
+    static constexpr int SLICE = 512, ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR, PARTS = BLOCK / W::SPAN;
     template <int MR, int PR>
     static void tile(const Span& s) {
         F acc[MR][PR];
@@ -225,7 +225,7 @@ static inline void run_tile(int rows, const Span& s) {
 template <class T, int PR>
 static inline void run_rows(int rows, std::size_t head, const Span& whole) {
     const std::size_t column = (whole.panel_bytes - head) / whole.columns;
-    const int blocks = (rows + MANY - 1) / MANY;
+    const int blocks = (rows + T::TALL - 1) / T::TALL;
     for (int begin = 0; begin < whole.columns; begin += T::SLICE) {
         const bool more = whole.columns - begin > T::SLICE;
         for (int i = 0; i < blocks; ++i) {
@@ -236,7 +236,7 @@ static inline void run_rows(int rows, std::size_t head, const Span& whole) {
             s.ahead = more ? T::SLICE * column : PR * whole.panel_bytes - head - begin * column;  // the next panels
             s.x += row * s.x_bytes;
             s.out += row * s.so;
-            run_tile<T, PR, MANY>(next - row, s);
+            run_tile<T, PR, T::TALL>(next - row, s);
         }
     }
 }
@@ -245,17 +245,29 @@ template <class T>
 static void linear(const Weight& w, int first, int last, const std::uint8_t* x, std::size_t x_bytes, int rows, float* out,
                    Stride so) {
     const std::size_t bytes = size_of_panel(w.kind, w.columns), head = head_bytes(w.kind, w.columns);
-    for (int p = first; p < last;) {
-        const int count = rows > T::ALONE && last - p >= PAIR ? PAIR : 1, left = w.rows - PANEL * (p + count - 1);
-        const Span s = {w.data + p * bytes,        bytes,     x, x_bytes,   out + PANEL * (p - first), so,
-                        w.columns,                 0,         w.columns,    left < PANEL ? left : PANEL, AHEAD};
-        if (rows <= T::ALONE)
+    const bool few = rows <= T::ALONE;
+    for (int p = first, count = 1; p < last; p += count) {
+        count = !few && last - p >= T::PAIR ? T::PAIR : 1;
+        const int left = w.rows - PANEL * (p + count - 1);
+        const Span s = {
+            .panel = w.data + p * bytes,
+            .panel_bytes = bytes,
+            .x = x,
+            .x_bytes = x_bytes,
+            .out = out + PANEL * (p - first),
+            .so = so,
+            .columns = w.columns,
+            .begin = 0,
+            .end = w.columns,
+            .width = left < PANEL ? left : PANEL,
+            .ahead = AHEAD,
+        };
+        if (few)
             run_tile<T, 1, T::ALONE>(rows, s);
-        else if (count == PAIR)
-            run_rows<T, PAIR>(rows, head, s);
+        else if (count == T::PAIR)
+            run_rows<T, T::PAIR>(rows, head, s);
         else
             run_rows<T, 1>(rows, head, s);
-        p += count;
     }
 }
 
