@@ -132,7 +132,7 @@ def test_a_plan_reads_as_text() -> None:
     lines = plan.describe().splitlines()
     assert lines[:5] == [
         "0: by rows",
-        "  lane of 12, tiles of 64, 0 slots",
+        "  lane of 12, tiles of 32, 0 slots",
         "    @0 = embed(emb.weight)",
         "    @16384 = layer_norm(@0, c0, c1)",
         "    @32768 = layer_norm(@16384, c2, c3)",
