@@ -106,7 +106,15 @@ class Runner:
         self.listener = listener
 
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
-        """See `backends.Runner`."""
+        """See `backends.Runner`. Raises BackendError if memory runs out."""
+        try:
+            return self._step(rows, states, every)
+        except MemoryError:
+            raise BackendError(
+                f"out of memory in a step of {sum(map(len, rows)):,} tokens; feed fewer at once"
+            ) from None
+
+    def _step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool) -> list[Array]:
         vocabulary = self.config.n_vocab
         each = np.empty((sum(map(len, rows)) if every else 0, vocabulary), np.float32)
         last = [each[:0]] * len(rows)
