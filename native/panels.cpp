@@ -238,16 +238,18 @@ Kind kind_of(std::string_view dtype) {
 
 const char* name_of(Kind kind) { return NAMES[static_cast<int>(kind)]; }
 
-void pack(std::string_view dtype, const std::uint8_t* data, int rows, int columns, bool transposed, Kind kind, int first,
-          int last, std::uint8_t* out) {
+void pack(std::string_view dtype, const std::uint8_t* data, int rows, int columns, bool transposed, Kind kind,
+          int first, int last, std::uint8_t* out) {
     if (kind != kind_of(dtype) && !(dtype == "f32" && plain(kind)))
-        refuse(dtype, std::string("kind ") + name_of(kind) + " does not hold this type; ask for " + name_of(kind_of(dtype)));
+        refuse(dtype, std::string("kind ") + name_of(kind) + " does not hold this type; ask for " +
+                          name_of(kind_of(dtype)));
     if (transposed && !plain(kind)) refuse(dtype, "blocks cannot be transposed; give the weight as f32");
     const BlockType* type = block_type(dtype);
     if (type != nullptr && columns % static_cast<int>(type->elements) != 0)
         refuse(dtype, std::to_string(columns) + " columns are not whole blocks of " + std::to_string(type->elements));
     if (first < 0 || first > last || last > panels(rows))
-        refuse(dtype, std::to_string(rows) + " rows have no panels [" + std::to_string(first) + ", " + std::to_string(last) + ")");
+        refuse(dtype, std::to_string(rows) + " rows have no panels [" + std::to_string(first) + ", " +
+                          std::to_string(last) + ")");
     const std::size_t bytes = panel_bytes(kind, columns);
     for (int panel = first; panel < last; ++panel, out += bytes) {
         const int row = PANEL * panel, count = std::min(PANEL, rows - row);

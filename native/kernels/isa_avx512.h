@@ -111,7 +111,9 @@ static inline __m512i broadcast4(const void* p) {
 }
 static inline I dot(I acc, U w, const std::int8_t* x4) { return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(x4))}; }
 constexpr bool CENTRED = false;
-static inline I dot_centred(I acc, U w, const std::int8_t* x4) { return dot(acc, w, x4) - dot(izero(), {_mm512_set1_epi8(-128)}, x4); }
+static inline I dot_centred(I acc, U w, const std::int8_t* x4) {
+    return dot(acc, w, x4) - dot(izero(), {_mm512_set1_epi8(-128)}, x4);
+}
 static inline I dot_small(I acc, U w, const std::int8_t* x4) { return dot(acc, w, x4); }
 
 static inline F first_bf16(U w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))}; }

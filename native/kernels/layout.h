@@ -11,7 +11,9 @@ namespace rookery {
 
 constexpr std::size_t LINE = 64;  // bytes that the cache moves together
 
-[[maybe_unused]] static constexpr std::size_t whole_lines(std::size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+[[maybe_unused]] static constexpr std::size_t whole_lines(std::size_t bytes) {
+    return (bytes + LINE - 1) / LINE * LINE;
+}
 
 // 32 columns of a row of activations.
 struct Codes {

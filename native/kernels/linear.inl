@@ -1,8 +1,8 @@
 // Weights times activations, and the activations' encoding; one text for every instruction set and every kind.
 //
 // A tile is a few rows by one or two panels. Each (row, panel) has its own accumulators, which meet the columns in one
-// order that does not depend on the tile: that is the law of rows. One to a few rows walk the panels as one long stream;
-// more rows go over a slice of columns of two panels while it lies in the first cache.
+// order that does not depend on the tile: that is the law of rows. One to a few rows walk the panels as one long
+// stream; more rows go over a slice of columns of two panels while it lies in the first cache.
 #pragma once
 
 #include "../kernels.h"
@@ -242,8 +242,8 @@ static inline void run_rows(int rows, std::size_t head, const Span& whole) {
 }
 
 template <class T>
-static void linear(const Weight& w, int first, int last, const std::uint8_t* x, std::size_t x_bytes, int rows, float* out,
-                   Stride so) {
+static void linear(const Weight& w, int first, int last, const std::uint8_t* x, std::size_t x_bytes, int rows,
+                   float* out, Stride so) {
     const std::size_t bytes = size_of_panel(w.kind, w.columns), head = head_bytes(w.kind, w.columns);
     const bool few = rows <= T::ALONE;
     for (int p = first, count = 1; p < last; p += count) {
@@ -315,7 +315,9 @@ static void encode_codes(std::uint8_t* out, const float* x, Stride sx, int rows,
 }
 
 static void fill_linear(Kernels& table) {
-    const auto at = [&](Kind kind, Input input) -> auto& { return table.linear[static_cast<int>(kind)][static_cast<int>(input)]; };
+    const auto at = [&](Kind kind, Input input) -> auto& {
+        return table.linear[static_cast<int>(kind)][static_cast<int>(input)];
+    };
     at(Kind::f32, Input::f32) = linear<Floats<F32>>;
     at(Kind::f16, Input::f32) = linear<Floats<F16>>;
     at(Kind::bf16, Input::f32) = linear<Floats<Bf16Exact>>;

@@ -1,6 +1,6 @@
 // How fast the linear kernels of one set are on one thread: bench_linear [set] [kind] [columns] [outputs] [rows...]
-// A weight in memory shows the bandwidth, one of a few hundred rows the arithmetic. The best of several runs counts; a bare
-// read of the same bytes goes between them.
+// A weight in memory shows the bandwidth, one of a few hundred rows the arithmetic. The best of several runs counts; a
+// bare read of the same bytes goes between them.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -24,7 +24,8 @@ double now() {
 }
 
 struct Bytes {
-    explicit Bytes(std::size_t size) : size(size), data(static_cast<std::uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64))) {}
+    explicit Bytes(std::size_t bytes)  // of whole lines
+        : size(bytes), data(static_cast<std::uint8_t*>(std::aligned_alloc(64, bytes))) {}
     Bytes(const Bytes&) = delete;
     ~Bytes() { std::free(data); }
     std::size_t size;
@@ -49,11 +50,12 @@ void measure(const Kernels& set, Kind kind, Input input, int columns, int output
     std::vector<float> values(static_cast<std::size_t>(most) * columns), out(static_cast<std::size_t>(most) * 64);
     for (auto& value : values) value = static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 1000;
     if (input == Input::f32)
-        for (int r = 0; r < most; ++r) std::memcpy(x.data + r * row, &values[static_cast<std::size_t>(r) * columns], 4 * columns);
+        for (int r = 0; r < most; ++r)
+            std::memcpy(x.data + r * row, &values[static_cast<std::size_t>(r) * columns], 4 * columns);
     else
         set.encode[static_cast<int>(input)](x.data, values.data(), columns, most, columns, 0, columns);
-    std::printf("%s %-4s x %-5s [%d, %d]\n", set.name, name_of(kind), input == Input::f32 ? "f32" : input == Input::bf16 ? "bf16" : "codes",
-                outputs, columns);
+    constexpr const char* names[INPUTS] = {"f32", "bf16", "codes"};
+    std::printf("%s %-4s x %-5s [%d, %d]\n", set.name, name_of(kind), names[static_cast<int>(input)], outputs, columns);
     for (const int rows : many) {
         double best = 1e9, bare = 1e9;
         const double begin = now();
@@ -66,8 +68,9 @@ void measure(const Kernels& set, Kind kind, Input input, int columns, int output
             best = std::min(best, between - t);
             bare = std::min(bare, now() - between);
         }
-        std::printf("  %4d rows  %8.1f us  %7.1f GB/s  %7.1f Gop/s   bare stream %5.1f GB/s\n", rows, best * 1e6, static_cast<double>(weights.size) / best * 1e-9,
-                    2.0 * rows * outputs * columns / best * 1e-9, static_cast<double>(weights.size) / bare * 1e-9);
+        const auto size = static_cast<double>(weights.size);
+        std::printf("  %4d rows  %8.1f us  %7.1f GB/s  %7.1f Gop/s   bare stream %5.1f GB/s\n", rows, best * 1e6,
+                    size / best * 1e-9, 2.0 * rows * outputs * columns / best * 1e-9, size / bare * 1e-9);
     }
 }
 

@@ -94,8 +94,9 @@ Stored any_weight(const std::string& dtype, int rows, int columns) {
         for (auto& byte : s.data) byte = static_cast<std::uint8_t>(random_bits());
         for (std::size_t i = 0; i < s.data.size(); i += type->bytes) {
             half(&s.data[i + (dtype == "q6_k" ? 208 : 0)], uniform());
-            if (dtype == "q4_1" || dtype == "q5_1" || dtype == "q4_k" || dtype == "q5_k") half(&s.data[i + 2], uniform());
-            if (dtype == "q8_0" && random_bits() % 4 == 0) std::memset(&s.data[i + 2], random_bits() % 2 ? 0x80 : 0x7F, 32);
+            if (kind_of(dtype) == Kind::x8 && dtype != "q6_k") half(&s.data[i + 2], uniform());
+            if (dtype == "q8_0" && random_bits() % 4 == 0)
+                std::memset(&s.data[i + 2], random_bits() % 2 ? 0x80 : 0x7F, 32);
         }
     } else {
         s.data.resize(count * (dtype == "f32" ? 4 : 2));
@@ -114,17 +115,17 @@ Stored any_weight(const std::string& dtype, int rows, int columns) {
 
 float panel_value(Kind kind, const std::uint8_t* panel, std::size_t columns, std::size_t r, std::size_t c) {
     const std::size_t scales = (columns / 32 * 32 + 63) / 64 * 64;
+    const auto half_scale = [&] { return widen_half(get<std::uint16_t>(panel + (c / 32 * 16 + r) * 2)); };
     const auto byte = [&](std::size_t head) { return panel[head + (c / 4 * 16 + r) * 4 + c % 4]; };
     switch (kind) {
         case Kind::f32: return get<float>(panel + (c * 16 + r) * 4);
         case Kind::f16: return widen_half(get<std::uint16_t>(panel + (c * 16 + r) * 2));
         case Kind::bf16: return wide_bf16(get<std::uint16_t>(panel + (c / 2 * 32 + r * 2 + c % 2) * 2));
-        case Kind::q8: return widen_half(get<std::uint16_t>(panel + (c / 32 * 16 + r) * 2)) * static_cast<float>(byte(scales) - 128);
+        case Kind::q8: return half_scale() * static_cast<float>(byte(scales) - 128);
         case Kind::q4: {
             const std::size_t i = c % 32 % 16;
             const int two = panel[scales + ((c / 32 * 4 + i / 4) * 16 + r) * 4 + i % 4];
-            return widen_half(get<std::uint16_t>(panel + (c / 32 * 16 + r) * 2)) *
-                   static_cast<float>((c % 32 < 16 ? two & 15 : two >> 4) - 8);
+            return half_scale() * static_cast<float>((c % 32 < 16 ? two & 15 : two >> 4) - 8);
         }
         case Kind::x8: {
             const std::uint8_t* scale = panel + (c / 16 * 16 + r) * 4;
@@ -281,7 +282,8 @@ void encoding_codes(const Kernels& set) {
             for (int c = 0; c < 16; ++c) x[static_cast<std::size_t>(r) * columns + c] = c % 2 ? s : -s;
             for (int c = 16; c < 32; ++c) x[static_cast<std::size_t>(r) * columns + c] = 0;
         }
-        for (int c = 0; c < 32; ++c) x[static_cast<std::size_t>(9) * columns + c] = c == 31 ? 127 : static_cast<float>(c) - 15.5f;
+        for (int c = 0; c < 32; ++c)  // ties
+            x[static_cast<std::size_t>(9) * columns + c] = c == 31 ? 127 : static_cast<float>(c) - 15.5f;
         Bytes out(10 * stride);
         const int cut = columns / 2 / 32 * 32;
         if (cut > 0) encode(out.data, x.data(), columns, 10, columns, 0, cut);
@@ -333,7 +335,7 @@ Rows activations(const Kernels& set, Input input, int rows, int columns) {
         x[i] = -1;
         if (rows > 1) x[columns + i] = 1;
     }
-    const std::size_t stride = input == Input::f32 ? 4 * static_cast<std::size_t>(columns) : input_bytes(input, columns);
+    const std::size_t stride = input == Input::f32 ? 4 * columns : input_bytes(input, columns);
     Rows out = {Bytes(stride * rows), stride, {}};
     if (input == Input::f32)
         std::memcpy(out.data.data, x.data(), 4 * x.size());
@@ -344,8 +346,10 @@ Rows activations(const Kernels& set, Input input, int rows, int columns) {
             const std::uint8_t* row = out.data.data + r * stride;
             if (input == Input::codes)
                 out.values.push_back(static_cast<double>(block_of(row, c).scale) * block_of(row, c).code[c % BLOCK]);
+            else if (input == Input::bf16)
+                out.values.push_back(wide_bf16(get<std::uint16_t>(row + 2 * c)));
             else
-                out.values.push_back(input == Input::bf16 ? wide_bf16(get<std::uint16_t>(row + 2 * c)) : get<float>(row + 4 * c));
+                out.values.push_back(get<float>(row + 4 * c));
         }
     return out;
 }
@@ -353,11 +357,12 @@ Rows activations(const Kernels& set, Input input, int rows, int columns) {
 constexpr std::uint32_t GUARD = 0x7FC0DEAD;  // a NaN of our own
 
 // The kernel's outputs [rows, 16 * (last - first)] for rows from `row` on; writes nothing else.
-std::vector<float> outputs(const Kernels& set, const Weight& w, Input input, int first, int last, const Rows& x, int row, int rows) {
+std::vector<float> outputs(const Kernels& set, const Weight& w, Input input, int first, int last, const Rows& x,
+                           int row, int rows) {
     const int width = std::min(w.rows, PANEL * last) - PANEL * first, stride = width + 3;
     std::vector<float> out(static_cast<std::size_t>(rows) * stride + 6, std::bit_cast<float>(GUARD));
-    set.linear[static_cast<int>(w.kind)][static_cast<int>(input)](w, first, last, x.data.data + row * x.stride, x.stride, rows,
-                                                                  out.data() + 3, stride);
+    const auto linear = set.linear[static_cast<int>(w.kind)][static_cast<int>(input)];
+    linear(w, first, last, x.data.data + row * x.stride, x.stride, rows, out.data() + 3, stride);
     std::vector<float> result;
     for (std::size_t i = 0; i < out.size(); ++i) {
         const std::size_t column = (i + stride - 3) % stride;
@@ -372,9 +377,11 @@ std::vector<float> outputs(const Kernels& set, const Weight& w, Input input, int
 bool same_bits(const float* a, const float* b, std::size_t count) { return std::memcmp(a, b, 4 * count) == 0; }
 
 // One weight, `most` rows of activations: right, and the same to the bit however it is cut.
-void linear_is_right(const Kernels& set, const Stored& s, Kind kind, Input input, int most, const std::vector<int>& many) {
-    doing = std::string(set.name) + " " + s.dtype + " as " + name_of(kind) + " input " + std::to_string(static_cast<int>(input)) + " [" +
-            std::to_string(s.rows) + ", " + std::to_string(s.columns) + "]";
+void linear_is_right(const Kernels& set, const Stored& s, Kind kind, Input input, int most,
+                     const std::vector<int>& many) {
+    doing = std::string(set.name) + " " + s.dtype + " as " + name_of(kind) + " input " +
+            std::to_string(static_cast<int>(input)) + " [" + std::to_string(s.rows) + ", " + std::to_string(s.columns) +
+            "]";
     const Bytes data = packed(s, kind);
     const Weight w = {kind, s.rows, s.columns, data.data};
     const Rows x = activations(set, input, most, s.columns);
@@ -398,11 +405,13 @@ void linear_is_right(const Kernels& set, const Stored& s, Kind kind, Input input
         const int row = static_cast<int>(random_bits() % (most - rows + 1));
         const auto batch = outputs(set, w, input, 0, all, x, row, rows);
         CHECK(same_bits(batch.data(), &alone[static_cast<std::size_t>(row) * s.rows], batch.size()));
-        const int first = static_cast<int>(random_bits() % all), last = first + 1 + static_cast<int>(random_bits() % (all - first));
+        const int first = static_cast<int>(random_bits() % all);
+        const int last = first + 1 + static_cast<int>(random_bits() % (all - first));
         const int width = std::min(s.rows, PANEL * last) - PANEL * first;
         const auto part = outputs(set, w, input, first, last, x, row, rows);
         for (int r = 0; r < rows; ++r)
-            CHECK(same_bits(&part[static_cast<std::size_t>(r) * width], &alone[static_cast<std::size_t>(row + r) * s.rows + PANEL * first], width));
+            CHECK(same_bits(&part[static_cast<std::size_t>(r) * width],
+                            &alone[static_cast<std::size_t>(row + r) * s.rows + PANEL * first], width));
     }
 }
 
@@ -423,8 +432,10 @@ void linear(const Kernels& set) {
         for (int i = 0; i < INPUTS; ++i) {
             if (set.linear[static_cast<int>(kind)][i] == nullptr) continue;
             for (const int columns : sizes) {
-                const Stored s = any_weight(dtype, columns > 160 ? 50 : 1 + static_cast<int>(random_bits() % 50), columns);
-                linear_is_right(set, s, kind, static_cast<Input>(i), columns > 160 ? 21 : 64, columns > 160 ? std::vector{2, 7, 21} : many);
+                const bool wide = columns > 160;
+                const Stored s = any_weight(dtype, wide ? 50 : 1 + static_cast<int>(random_bits() % 50), columns);
+                linear_is_right(set, s, kind, static_cast<Input>(i), wide ? 21 : 64,
+                                wide ? std::vector{2, 7, 21} : many);
             }
             const int columns = type ? static_cast<int>(type->elements) : 32;
             for (int rows = 1; rows <= 50; ++rows)
@@ -439,7 +450,8 @@ void pairs(const Kernels& set) {
         for (int i = 0; i < INPUTS; ++i) {
             const auto kind = static_cast<Kind>(k);
             const auto input = static_cast<Input>(i);
-            const bool wanted = kind >= Kind::q8 ? input == Input::codes : input == Input::f32 || (kind == Kind::bf16 && input == Input::bf16);
+            const bool fast = kind == Kind::bf16 && input == Input::bf16;
+            const bool wanted = kind >= Kind::q8 ? input == Input::codes : input == Input::f32 || fast;
             CHECK((set.linear[k][i] != nullptr) == wanted);
         }
 }
