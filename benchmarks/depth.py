@@ -77,7 +77,9 @@ def plot(report: dict[str, Any], path: str) -> None:
         axes.set_ylabel(label)
         axes.set_ylim(0, 1.15 * max(values))
         axes.grid(alpha=0.3)
-    top.set_title(f"{report['model']}, {report['isa']}, {report['threads']} threads: one sequence, no restart")
+    threads = f"{report['threads']} thread{'s' * (report['threads'] > 1)}"
+    top.set_title(f"{report['model']}, {report['isa']}, {threads}: one sequence, its state carried along")
+    top.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
     bottom.set_xlabel("depth, tokens")
     bottom.set_xlim(0, depth[-1])
     bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
