@@ -10,13 +10,18 @@
 
 #include "panels.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace rookery {
 namespace {
 
-constexpr std::size_t LINE = 64;
+constexpr std::size_t LINE = 64, HUGE_PAGE = std::size_t{1} << 21;
 constexpr int SCRATCH = 16 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
 constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if there are that many
 constexpr int COLUMNS = 64;         // and so many columns
+constexpr int ALONE = 8192;         // elements of a phase without weights that one thread does faster than two
 constexpr int MAX_UNITS = 65535;
 constexpr std::size_t FIRST_BYTES = 4096;        // of a weight: from there on the processor sees a stream
 constexpr std::size_t AHEAD = 192 * 1024;        // most bytes that a thread asks for ahead
@@ -79,18 +84,48 @@ struct Engine::Stream final : Work {
     std::atomic<std::uint64_t> sum{0};
 };
 
-void Engine::Free::operator()(std::uint8_t* p) const { ::operator delete[](p, std::align_val_t{LINE}); }
+void Free::operator()(std::uint8_t* p) const { ::operator delete[](p, std::align_val_t{boundary}); }
 
-Engine::Memory Engine::allocate(std::size_t bytes) {
-    auto* p = static_cast<std::uint8_t*>(::operator new[](std::max(bytes, LINE), std::align_val_t{LINE}));
-    std::memset(p, 0, std::max(bytes, LINE));
-    return Memory(p);
+// Zeros, in huge pages where there are enough of them: a table of small pages costs more than the memory itself.
+Memory Engine::allocate(std::size_t bytes) {
+    const std::size_t boundary = bytes < HUGE_PAGE ? LINE : HUGE_PAGE, size = (bytes + boundary) / boundary * boundary;
+    auto* p = static_cast<std::uint8_t*>(::operator new[](size, std::align_val_t{boundary}));
+#if defined(__linux__)
+    if (boundary == HUGE_PAGE) (void)madvise(p, size, MADV_HUGEPAGE);
+#endif
+    std::memset(p, 0, size);
+    return Memory(p, Free{boundary});
+}
+
+class Engine::Taken {
+public:
+    explicit Taken(Turn& turn) : turn_(turn) {
+        if (turn.caller.load() == std::this_thread::get_id()) throw std::logic_error("a run cannot begin within a run");
+        turn.mutex.lock();
+        turn.caller.store(std::this_thread::get_id());
+    }
+    ~Taken() {
+        turn_.caller.store({});
+        turn_.mutex.unlock();
+    }
+    Taken(const Taken&) = delete;
+
+private:
+    Turn& turn_;
+};
+
+void Engine::wake() {
+    if (turn_ && turn_->process == this_process()) return;
+    (void)turn_.release();  // whoever holds it is in another process
+    turn_ = std::make_unique<Turn>();
+    turn_->process = this_process();
 }
 
 Engine::Engine(int threads, std::size_t state_size, int vocabulary, int max_rows)
     : kernels_(kernels()), threads_(threads), vocabulary_(vocabulary), max_rows_(max_rows), state_size_(state_size) {
     if (threads < 1 || threads > 1024) refuse("threads: 1 to 1024");
     if (vocabulary < 1 || max_rows < 1 || max_rows > MAX_UNITS) refuse("a vocabulary and rows of at least 1");
+    wake();
 }
 
 Engine::~Engine() = default;
@@ -213,7 +248,7 @@ void Engine::step(const Step& step) {
     }
     const bool heads = step.op == Op::group_norm || step.op == Op::normalize || step.op == Op::dot ||
                        step.op == Op::wkv6 || step.op == Op::wkv7;
-    if (heads && (step.n < 1 || lane.width % step.n || (!phase.by_rows && lane.tile % step.n)))
+    if (heads && (step.n < 1 || step.n > HEAD || lane.width % step.n || (!phase.by_rows && lane.tile % step.n)))
         refuse("tiles of no whole heads");
     if ((step.op == Op::embed || step.op == Op::pick || step.op == Op::layer_norm) && !phase.by_rows)
         refuse("this step runs by rows");
@@ -234,7 +269,7 @@ void Engine::finish() {
             std::int64_t cost = static_cast<std::int64_t>(lane.steps.size()) * lane.tile * 4;
             for (const auto& s : lane.steps)
                 if (s.op == Op::linear)
-                    cost += static_cast<std::int64_t>(panel_bytes(weights_[static_cast<std::size_t>(s.number)].kind,
+                    phase.heavy = true, cost += static_cast<std::int64_t>(panel_bytes(weights_[static_cast<std::size_t>(s.number)].kind,
                                                                   weights_[static_cast<std::size_t>(s.number)].columns)) *
                             lane.tile / PANEL;
             costs.insert(costs.end(), static_cast<std::size_t>(lane.units()), cost);
@@ -252,6 +287,7 @@ void Engine::finish() {
             phase.shares.push_back(unit);
         }
     }
+    settle();
     look_ahead();
     arena_ = allocate(arena_size_);
     for (int t = 0; t < threads_; ++t) scratch_.push_back(allocate(scratch * sizeof(float)));
@@ -260,23 +296,32 @@ void Engine::finish() {
     finished_ = true;
 }
 
+// Constants on lines of their own, one behind the other.
+void Engine::settle() {
+    std::size_t size = 0;
+    const auto room = [](const std::vector<float>& c) { return (c.size() * sizeof(float) + LINE - 1) / LINE * LINE; };
+    for (const auto& c : constants_) size += room(c);
+    constant_memory_ = allocate(size);
+    auto* at = constant_memory_.get();
+    for (auto& c : constants_) {
+        std::memcpy(at, c.data(), c.size() * sizeof(float));
+        constant_.push_back(reinterpret_cast<const float*>(at));
+        at += room(c);
+    }
+    constants_.clear();
+}
+
 // After a phase with weights, which the memory's speed bounds, come small ones that would each wait for constants and
 // states to arrive: whoever is through asks for them all, up to the next phase with weights and its first lines.
 void Engine::look_ahead() {
-    const auto heavy = [](const Phase& phase) {
-        for (const auto& lane : phase.lanes)
-            for (const auto& step : lane.steps)
-                if (step.op == Op::linear) return true;
-        return false;
-    };
     soon_.assign(phases_.size() * static_cast<std::size_t>(threads_), {});
     for (std::size_t p = 0; p < phases_.size(); ++p) {
-        if (!heavy(phases_[p])) continue;
+        if (!phases_[p].heavy) continue;
         for (int t = 0; t < threads_; ++t) {
             auto& soon = soon_[p * static_cast<std::size_t>(threads_) + static_cast<std::size_t>(t)];
             for (std::size_t q = p + 1; q < phases_.size(); ++q) {
                 need(phases_[q], t, soon);
-                if (heavy(phases_[q])) break;
+                if (phases_[q].heavy) break;
             }
         }
     }
@@ -284,6 +329,8 @@ void Engine::look_ahead() {
 
 // What a thread reads in its share of a phase when there is one row.
 void Engine::need(const Phase& phase, int thread, Soon& soon) const {
+    const bool whole = alone(phase, {1, 1});
+    if (whole && thread > 0) return;
     std::size_t sum = 0;
     const auto add = [&](const void* data, std::size_t offset, std::size_t bytes) {
         for (const auto& part : soon.parts)
@@ -293,13 +340,11 @@ void Engine::need(const Phase& phase, int thread, Soon& soon) const {
     for (std::size_t i = 0; i < phase.lanes.size(); ++i) {
         const auto& lane = phase.lanes[i];
         int c0 = 0, c1 = lane.width;
-        if (!phase.by_rows) {
+        if (!whole) {
             const int begin = phase.shares[static_cast<std::size_t>(thread)], end = phase.shares[static_cast<std::size_t>(thread) + 1];
             const int from = std::max(begin - phase.first[i], 0), to = std::min(end - phase.first[i], lane.units());
             if (from >= to) continue;
             c0 = from * lane.tile, c1 = std::min(to * lane.tile, lane.width);
-        } else if (thread + 1 < threads_) {
-            return;  // the only row is the last thread's
         }
         const auto columns = static_cast<std::size_t>(c1 - c0);
         for (const auto& step : lane.steps) {
@@ -310,7 +355,7 @@ void Engine::need(const Phase& phase, int thread, Soon& soon) const {
             }
             for (int k = 0; k < inputs(step.op); ++k)
                 if (step.in[k].space == Space::constant)
-                    add(constants_[static_cast<std::size_t>(step.in[k].index)].data() + step.in[k].offset + c0, 0, columns * 4);
+                    add(constant_[static_cast<std::size_t>(step.in[k].index)] + step.in[k].offset + c0, 0, columns * 4);
             const auto place = static_cast<std::size_t>(step.state);
             const auto n = static_cast<std::size_t>(step.n), from = static_cast<std::size_t>(c0);
             if (step.op == Op::shift) add(nullptr, (place + from) * 4, columns * 4);
@@ -334,8 +379,15 @@ std::size_t Engine::weight_bytes() const {
     return sum;
 }
 
+// Whether one thread does a small phase without weights as a single unit: its values would have to travel between the
+// caches of several, which takes longer.
+bool Engine::alone(const Phase& phase, const Sizes& sizes) const {
+    return !phase.heavy && (phase.outputs ? sizes.outputs : sizes.rows) * phase.lanes.front().width <= ALONE;
+}
+
 int Engine::boundary(int phase, int thread, const Sizes& sizes) const {
     const auto& p = phases_[static_cast<std::size_t>(phase)];
+    if (alone(p, sizes)) return thread > 0;
     if (!p.by_rows) return p.shares[static_cast<std::size_t>(thread)];
     return (p.outputs ? sizes.outputs : sizes.rows) * thread / threads_;
 }
@@ -343,7 +395,7 @@ int Engine::boundary(int phase, int thread, const Sizes& sizes) const {
 bool Engine::run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
                  float* logits, bool every, bool (*poll)(), double* times) {
     if (!finished_) refuse("the plan is not finished");
-    const std::lock_guard turn(turn_);
+    const Taken turn(*turn_);
     rows_.ids = ids;
     rows_.states = states;
     rows_.logits = logits;
@@ -371,7 +423,7 @@ bool Engine::run(const std::int64_t* ids, const std::vector<int>& lengths, const
 
 double Engine::stream() {
     if (!finished_) refuse("the plan is not finished");
-    const std::lock_guard turn(turn_);
+    const Taken turn(*turn_);
     const auto begin = std::chrono::steady_clock::now();
     team_->run(*stream_, {0, threads_}, nullptr);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -390,6 +442,11 @@ std::vector<float> Engine::read(int buffer, int rows) const {
 
 void Engine::execute(int thread, int index, int begin, int end) {
     const auto& phase = phases_[static_cast<std::size_t>(index)];
+    const Sizes sizes{static_cast<int>(rows_.sequence.size()), static_cast<int>(rows_.outputs.size())};
+    if (alone(phase, sizes)) {
+        begin = 0;
+        end = phase.by_rows ? (phase.outputs ? sizes.outputs : sizes.rows) : phase.first.back() + phase.lanes.back().units();
+    }
     if (phase.by_rows) {
         const auto& lane = phase.lanes.front();
         for (const auto& step : lane.steps) apply(step, {begin, end - begin, 0, lane.width, nullptr});
@@ -423,7 +480,7 @@ float* Engine::floats(const Operand& operand, const Piece& piece, Stride& stride
     const auto index = static_cast<std::size_t>(operand.index);
     if (operand.space == Space::constant) {
         stride = 0;
-        return const_cast<float*>(constants_[index].data()) + operand.offset + piece.c0;  // never an output
+        return const_cast<float*>(constant_[index]) + operand.offset + piece.c0;  // never an output
     }
     const auto& buffer = buffers_[index];
     if (buffer.place == Buffer::local) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "blocks.h"
@@ -52,6 +53,7 @@ struct Phase {
     bool outputs;  // over the rows that give logits only
     std::vector<Lane> lanes;
     std::vector<int> first, shares;  // by columns: each lane's first unit, and where the threads' shares begin
+    bool heavy = false;              // there are weights to read
 };
 
 struct Buffer {
@@ -70,6 +72,14 @@ struct Table {
     const BlockType* blocks;  // nullptr for f32, f16 and bf16
     std::size_t row_bytes;
 };
+
+// Memory on a boundary.
+struct Free {
+    explicit Free(std::size_t to = 64) : boundary(to) {}
+    std::size_t boundary;
+    void operator()(std::uint8_t* p) const;
+};
+using Memory = std::unique_ptr<std::uint8_t[], Free>;
 
 class Engine final : public Work {
 public:
@@ -90,9 +100,12 @@ public:
 
     // Rows [R] of `lengths.size()` sequences whose states are updated in place; logits [Q, vocabulary] of every row
     // or of each sequence's last. False if `poll` stopped it: states and logits are then spoilt. Callers take turns.
-    // `times` [phases], where given, gets the seconds of each phase.
+    // `times` [phases], where given, gets the seconds of each phase. Throws std::logic_error for a call out of `poll`.
     bool run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
              float* logits, bool every, bool (*poll)(), double* times = nullptr);
+
+    // To be called before a run, by one thread at a time: in a child of fork nobody else is inside.
+    void wake();
 
     // Reads all weights once with all threads; gives the seconds it took.
     double stream();
@@ -115,6 +128,8 @@ public:
     void ahead(int thread, int phase) override;
 
 private:
+    static Memory allocate(std::size_t bytes);
+
     struct Piece;   // the rows and columns that a step works on
     struct Stream;  // the job of stream()
     struct Soon {   // what a thread will need in the phases to come, and the cache should fetch now
@@ -124,6 +139,12 @@ private:
         };
         std::vector<Part> parts;
     };
+    struct Turn {   // callers take turns
+        std::int64_t process;
+        std::mutex mutex;
+        std::atomic<std::thread::id> caller{};
+    };
+    class Taken;    // a turn, while it lasts
     struct Rows {   // the present run
         const std::int64_t* ids = nullptr;
         std::vector<int> sequence, outputs;       // of each row; the rows that give logits
@@ -134,6 +155,8 @@ private:
 
     void check(const Operand& operand, bool output) const;
     void look_ahead();
+    void settle();
+    bool alone(const Phase& phase, const Sizes& sizes) const;
     void need(const Phase& phase, int thread, Soon& soon) const;
     void chain(int thread, const Phase& phase, const Lane& lane, int c0, int c1);
     void apply(const Step& step, const Piece& piece);
@@ -143,17 +166,13 @@ private:
     void recur(const Step& step, const Piece& piece);
     void embed(const Step& step, const Piece& piece);
 
-    struct Free {
-        void operator()(std::uint8_t* p) const;
-    };
-    using Memory = std::unique_ptr<std::uint8_t[], Free>;
-    static Memory allocate(std::size_t bytes);
-
     const Kernels& kernels_;
     const int threads_, vocabulary_, max_rows_;
     const std::size_t state_size_;
     std::vector<Buffer> buffers_;
     std::vector<std::vector<float>> constants_;
+    std::vector<const float*> constant_;  // where they lie after finish(), all in one piece
+    Memory constant_memory_;
     std::vector<Weight> weights_;
     std::vector<Table> tables_;
     std::vector<Phase> phases_;
@@ -164,7 +183,7 @@ private:
     std::vector<Soon> soon_;                    // [phase][thread]
     std::atomic<const float*> only_{nullptr};  // the state of a run that has one sequence
     std::unique_ptr<Stream> stream_;
-    std::mutex turn_;
+    std::unique_ptr<Turn> turn_;
     std::unique_ptr<Team> team_;  // last: its threads must be gone before what they work on
     bool finished_ = false;
 };

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #if defined(_WIN32)
@@ -25,14 +26,6 @@ constexpr auto POLL = milliseconds(20);
 constexpr auto PATIENCE = microseconds(200);     // spinning for the other units of a phase
 constexpr auto IDLE_PATIENCE = milliseconds(1);  // spinning for the next run: a decoder comes back within that
 
-std::int64_t process() {
-#if defined(_WIN32)
-    return _getpid();
-#else
-    return getpid();
-#endif
-}
-
 void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
@@ -54,13 +47,19 @@ struct Range {
     }
 };
 
-bool later(std::uint32_t a, std::uint32_t b) { return static_cast<std::int32_t>(a - b) > 0; }
-
 struct alignas(64) Line {  // a cache line of its own
     std::atomic<std::uint64_t> word{0};
 };
 
 }  // namespace
+
+std::int64_t this_process() {
+#if defined(_WIN32)
+    return _getpid();
+#else
+    return getpid();
+#endif
+}
 
 struct Team::Shared {
     Shared(int n, int phases)
@@ -77,7 +76,7 @@ struct Team::Shared {
     std::atomic<Work*> work{nullptr};
     std::atomic<int> rows{0}, outputs{0};
     std::atomic<bool> cancelled{false}, closing{false};
-    std::atomic<int> reached{0};  // the phase that is under way: a hint for those who come late
+    std::atomic<std::uint64_t> reached{0};  // run and phase under way: a hint for those who come late, late itself
 
     std::vector<Line> ranges, done;  // [phase][thread] and [phase]
     std::vector<std::thread> workers;
@@ -121,7 +120,7 @@ struct Team::Shared {
         auto old = word.load(std::memory_order_acquire);
         for (;;) {
             auto range = Range::of(old);
-            if (later(range.run, now)) return false;
+            if (range.run != now && run.load(std::memory_order_acquire) != now) return false;  // a later run's
             if (range.run != now)
                 range = {now, static_cast<std::uint16_t>(job.boundary(phase, from, sizes)),
                          static_cast<std::uint16_t>(job.boundary(phase, from + 1, sizes))};
@@ -140,9 +139,8 @@ struct Team::Shared {
 
     std::uint64_t finished(int phase, std::uint32_t now) const {
         const auto word = done[static_cast<std::size_t>(phase)].word.load(std::memory_order_acquire);
-        const auto of = static_cast<std::uint32_t>(word >> 32);
-        if (later(of, now)) return ~std::uint64_t{0};  // the run is over
-        return of == now ? word & 0xffffffffu : 0;
+        if (static_cast<std::uint32_t>(word >> 32) == now) return word & 0xffffffffu;
+        return run.load(std::memory_order_acquire) == now ? 0 : ~std::uint64_t{0};  // the run is over
     }
 
     void finish(int phase, std::uint32_t now, int count, int all) {
@@ -153,7 +151,7 @@ struct Team::Shared {
             sum = (static_cast<std::uint32_t>(old >> 32) == now ? old & 0xffffffffu : 0) + static_cast<unsigned>(count);
         } while (!word.compare_exchange_weak(old, std::uint64_t{now} << 32 | sum, std::memory_order_acq_rel));
         if (sum == static_cast<std::uint64_t>(all)) {
-            reached.store(phase + 1, std::memory_order_release);
+            reached.store(std::uint64_t{now} << 32 | static_cast<unsigned>(phase + 1), std::memory_order_release);
             ring();
         }
     }
@@ -195,7 +193,8 @@ struct Team::Shared {
             const auto now = run.load(std::memory_order_acquire);
             auto* job = work.load(std::memory_order_acquire);
             const Sizes sizes{rows.load(std::memory_order_acquire), outputs.load(std::memory_order_acquire)};
-            const int from = reached.load(std::memory_order_acquire);
+            const auto hint = reached.load(std::memory_order_acquire);
+            const int from = static_cast<std::uint32_t>(hint >> 32) == now ? static_cast<int>(hint & 0xffffffffu) : 0;
             if (now % 2 || run.load(std::memory_order_acquire) != now) continue;  // the next run is being set up
             seen = now;
             go(thread, now, *job, sizes, from, [] {});
@@ -207,7 +206,7 @@ Team::Team(int threads, int most_phases) : threads_(threads), most_phases_(most_
 
 Team::~Team() {
     if (!shared_) return;
-    if (process() != process_) {  // a child of fork: the threads are its parent's
+    if (this_process() != process_) {  // a child of fork: the threads are its parent's
         (void)shared_.release();
         return;
     }
@@ -218,11 +217,14 @@ Team::~Team() {
 }
 
 bool Team::run(Work& work, const Sizes& sizes, bool (*poll)(), double* times) {
-    if (shared_ && process() != process_) (void)shared_.release();  // its locks may be held by threads not here
+    if (shared_ && this_process() != process_) (void)shared_.release();  // its locks may be held by threads not here
     if (!shared_) {
-        process_ = process();
+        process_ = this_process();
         shared_ = std::make_unique<Shared>(threads_, most_phases_);
-        for (int i = 1; i < threads_; ++i) shared_->workers.emplace_back([s = shared_.get(), i] { s->serve(i); });
+        try {
+            for (int i = 1; i < threads_; ++i) shared_->workers.emplace_back([s = shared_.get(), i] { s->serve(i); });
+        } catch (const std::system_error&) {  // no room for more threads: those there are take the others' shares
+        }
     }
     auto& s = *shared_;
     const auto last = s.run.load(std::memory_order_relaxed);
@@ -230,7 +232,6 @@ bool Team::run(Work& work, const Sizes& sizes, bool (*poll)(), double* times) {
     s.work.store(&work, std::memory_order_release);
     s.rows.store(sizes.rows, std::memory_order_release);
     s.outputs.store(sizes.outputs, std::memory_order_release);
-    s.reached.store(0, std::memory_order_release);
     s.cancelled.store(false, std::memory_order_release);
     s.run.store(last + 2, std::memory_order_release);
     s.ring();

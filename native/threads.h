@@ -30,6 +30,8 @@ public:
     virtual void ahead(int /*thread*/, int /*phase*/) {}
 };
 
+std::int64_t this_process();
+
 class Team {
 public:
     Team(int threads, int most_phases);

@@ -110,9 +110,6 @@ def test_out_of_memory(stage: str, megabytes: int, tmp_path: Path) -> None:
 
 
 @linux
-@pytest.mark.xfail(
-    reason="the engine gives up where a thread cannot start; those it has could do the work", strict=True
-)
 def test_no_memory_for_threads() -> None:
     code = """
 import resource

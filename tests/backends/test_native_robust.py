@@ -162,7 +162,6 @@ print(outcome())
 
 
 @forks
-@pytest.mark.xfail(reason="the child inherits the engine's mutex as the other thread left it", strict=True)
 def test_fork_while_another_thread_runs() -> None:
     code = """
 import os, signal, threading
@@ -308,6 +307,5 @@ def test_the_interpreter_ends(rest: float, how: str) -> None:
     assert child(LEAVE, rest, how) == "end\n"
 
 
-@pytest.mark.xfail(reason="the thread is ended within C++ when it asks for the interpreter's lock", strict=True)
 def test_the_interpreter_ends_while_a_daemon_thread_runs() -> None:
     assert child(LEAVE, 0, "daemon") == "end\n"
