@@ -463,11 +463,15 @@ void Engine::execute(int thread, int index, int begin, int end) {
 void Engine::chain(int thread, const Phase& phase, const Lane& lane, int c0, int c1) {
     const int all = static_cast<int>(phase.outputs ? rows_.outputs.size() : rows_.sequence.size());
     int rows = all, columns = c1 - c0;
-    if (lane.slots) {  // rows first: a piece of a weight serves all that are there; then as many columns as fit
-        const int least = std::max(lane.tile, COLUMNS);
-        rows = std::clamp(SCRATCH / (lane.slots * least), std::min(all, FEW_ROWS), all);
-        if (rows > 12 && rows < all) rows = rows / 12 * 12;  // whole blocks of the matrix kernels
-        columns = std::min(columns, std::max(least, SCRATCH / (lane.slots * rows) / lane.tile * lane.tile));
+    if (lane.slots) {
+        const int room = SCRATCH / lane.slots, few = std::min(all, FEW_ROWS), least = std::max(lane.tile, COLUMNS);
+        if (phase.heavy) {  // rows first: a piece of a weight serves all that are there
+            rows = std::clamp(room / least, few, all);
+            if (rows > 12 && rows < all) rows = rows / 12 * 12;  // whole blocks of the matrix kernels
+        } else {
+            rows = few;
+        }
+        columns = std::min(columns, std::max(least, room / rows / lane.tile * lane.tile));
     }
     auto* scratch = reinterpret_cast<float*>(scratch_[static_cast<std::size_t>(thread)].get());
     for (int c = c0; c < c1; c += columns)

@@ -28,8 +28,10 @@ static_assert(sizeof(Codes) == LINE);
 // An odd number of lines, so that equal columns of neighbouring rows do not compete for the same places of the cache.
 [[maybe_unused]] static constexpr std::size_t row_bytes(Input input, int columns) {
     const auto n = static_cast<std::size_t>(columns);
-    if (input == Input::f32) return whole_lines(4 * n);
-    return whole_lines(input == Input::bf16 ? 2 * n : (n + BLOCK - 1) / BLOCK * sizeof(Codes)) | LINE;
+    const std::size_t bytes = input == Input::f32    ? 4 * n
+                              : input == Input::bf16 ? 2 * n
+                                                     : (n + BLOCK - 1) / BLOCK * sizeof(Codes);
+    return whole_lines(bytes) | LINE;
 }
 
 // Bytes of a panel before its codes.

@@ -137,6 +137,7 @@ struct Floats {
 struct Q8 {
     static constexpr Kind kind = Kind::q8;
     static constexpr int SPAN = 32, LOADS = 8;  // columns of a scale, and their lines of codes
+    static constexpr int HEAD = 32;             // their bytes before the codes
     struct Scale {
         F scale;
     };
@@ -161,7 +162,7 @@ struct Q4 : Q8 {
 
 struct X8 {
     static constexpr Kind kind = Kind::x8;
-    static constexpr int SPAN = 16, LOADS = 4;
+    static constexpr int SPAN = 16, LOADS = 4, HEAD = 128;
     struct Scale {
         F scale, minimum;
     };
@@ -188,6 +189,8 @@ struct Coded {
             const std::uint8_t* x = s.x + i / PARTS * sizeof(Codes);
             const auto row = [&](int r) -> const Codes& { return *reinterpret_cast<const Codes*>(x + r * s.x_bytes); };
             const int part = i % PARTS;
+            if constexpr (PR == 1)  // the scales have their turn too, or each panel would begin with lines not asked for
+                for (int line = 0; line < W::HEAD; line += LINE) prefetch(s.panel + i * W::HEAD + line + s.ahead);
             I sum[MR][PR];
             each<MR, PR>([&](int r, int p) { sum[r][p] = W::start(row(r)); });
             each<W::LOADS, 1>([&](int j, int) {

@@ -93,6 +93,11 @@ class Plan:
     taps: dict[str, Tap]
     known: dict[str, Constant]  # tapped points that are no step's: made of parameters alone
 
+    def weights(self) -> list[Weight]:
+        """The matrices in the order in which a run reads them, each once."""
+        used = (call.weight for phase in self.phases for lane in phase.lanes for call in lane.calls)
+        return list(dict.fromkeys(w for w in used if isinstance(w, Weight)))
+
     def describe(self) -> str:
         """One line a phase, lane and step, for people. @ shared (byte), # local (slot), c constant."""
         lines = []

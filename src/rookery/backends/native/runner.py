@@ -60,7 +60,6 @@ class Runner:
         try:
             with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
                 self._model = tree(weights, self._param)
-                pack((part for w in self._held if isinstance(w, Weight) for part in w.parts), self.threads)
             self.listen(None)
         except MemoryError:
             wanted = sum(w.tensor.nbytes for w in self._held)
@@ -102,6 +101,7 @@ class Runner:
         if unknown := sorted(wanted - known):
             raise InputError(f"no point {unknown[0]!r} in {self.config.name}; points are named as layers.0.att.k")
         made = passes.plan(steps)
+        pack(made.weights(), self.threads)
         self._filled = Filled(made, self.threads, size(self.config), self.config.n_vocab)
         self.listener = listener
 
