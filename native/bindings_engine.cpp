@@ -97,9 +97,14 @@ void add_step(Held& self, const std::string& op, const Triple& out, const std::v
 std::atomic<int> inside{0};
 std::atomic<bool> closing{false};
 
+[[noreturn]] void end_thread() {  // without a word
+    PyErr_SetNone(PyExc_SystemExit);
+    nb::raise_python_error();
+}
+
 struct Inside {
     Inside() {
-        if (closing) throw std::runtime_error("the interpreter is shutting down");
+        if (closing) end_thread();
         ++inside;
     }
     ~Inside() { --inside; }
@@ -156,7 +161,7 @@ void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, con
         const nb::gil_scoped_release release;
         done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted, times ? times->data() : nullptr);
     }
-    if (!done && closing) PyErr_SetNone(PyExc_SystemExit);  // which ends a thread without a word
+    if (!done && closing) end_thread();
     if (!done) nb::raise_python_error();
 }
 
