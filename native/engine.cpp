@@ -18,7 +18,7 @@ namespace rookery {
 namespace {
 
 constexpr std::size_t LINE = 64, HUGE_PAGE = std::size_t{1} << 21;
-constexpr int SCRATCH = 16 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
+constexpr int SCRATCH = 32 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
 constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if there are that many
 constexpr int COLUMNS = 64;         // and so many columns
 constexpr int ALONE = 8192;         // elements of a phase without weights that one thread does faster than two

@@ -121,6 +121,9 @@ def pack(
 ) -> None:
     """Fill `out` with panels [first, last) of a row-major weight. Other threads run meanwhile."""
 
+def populate(data: npt.NDArray[np.uint8]) -> None:
+    """Have a mapped file's pages here before they are used. Other threads run meanwhile."""
+
 def isa() -> str:
     """The instruction set in use. ValueError for a wrong ROOKERY_ISA."""
 

@@ -90,15 +90,6 @@ def turn(tensor: Tensor) -> Tensor:
     return tensor.permuted(*outer, column, row)
 
 
-def narrowest(tensor: Tensor) -> str:
-    """The kind for float32 numbers: bf16 or f16 where that holds each of them exactly, else f32."""
-    values = tensor.float32()
-    if not (values.view(np.uint32) & 0xFFFF).any():
-        return "bf16"
-    with np.errstate(over="ignore", invalid="ignore"):
-        return "f16" if (values.astype(np.float16) == values).all() else "f32"
-
-
 def pack(dtype: str, data: Array, rows: int, columns: int, kind: str, out: Array | None = None) -> Array:
     """A matrix [rows, columns] of a row-major type, uint8 [nbytes] -> its panels, uint8. Threads run side by side.
 

@@ -73,9 +73,8 @@ def quantise(
 ) -> dict[str, int]:
     """Read the model `source`, write `target`: a GGUF, or `packed`. Returns how many tensors have which type there.
 
-    `threads`: all cores unless given. Both targets hold the same values. Packing changes none by itself: low-rank pairs
-    in float32 whose numbers all fit bf16 or f16 exactly take that, and f64 is rounded to float32, as the engine does.
-    Raises CannotWrite when `target` exists and `force` is not set, or is `source`; InputError for a name that belongs
+    `threads`: all cores unless given. Both targets hold the same values. Packing changes none by itself, but that f64
+    is rounded to float32, as the engine does. Raises CannotWrite when `target` exists and `force` is not set, or is `source`; InputError for a name that belongs
     to another format or a plan without type for a GGUF; ModelError for a number that the type cannot hold.
     """
     source = locate(source)
@@ -130,8 +129,7 @@ class _Work:
             return tensor
         source = plain(tensor) if turned else row_major(tensor)
         dtype = dtype or source.dtype
-        kind = panels.narrowest(source) if turned and dtype == source.dtype == "f32" else panels.kind_of(dtype)
-        return self.deferred(name, source, dtype, f"panel_{kind}{'_t' if turned else ''}")
+        return self.deferred(name, source, dtype, f"panel_{panels.kind_of(dtype)}{'_t' if turned else ''}")
 
     def deferred(self, name: str, tensor: Tensor, dtype: str, stored: str | None = None) -> Tensor:
         """`tensor` rounded to `dtype`; `stored`: the panels that hold that."""

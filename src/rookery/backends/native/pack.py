@@ -86,7 +86,7 @@ class Weight:
         """How its input is written: float32, or rounded as the weights are, where the file rounded those."""
         if self.kind in CODED:
             return "codes"
-        rounded = self.kind == "bf16" and self.tensor.dtype != "f32" and not self.turned and not self.exact
+        rounded = self.kind == "bf16" and self.tensor.dtype != "f32" and not self.exact
         return "bf16" if rounded else "f32"
 
     @property
@@ -179,8 +179,12 @@ def pack(weights: Iterable[Weight], threads: int) -> None:
     They lie in one piece, in the order given, which should be that of use: a kernel that asks ahead, beyond the end of
     a matrix, then asks for the next. NumPy wants huge pages for the piece: one core reads them up to 1.4 times as fast.
     """
-    todo = [w for w in weights if not w.mapped and "data" not in vars(w)]
+    new = [w for w in weights if "data" not in vars(w)]
+    todo = [w for w in new if not w.mapped]
     with ThreadPoolExecutor(threads) as pool:
+        for w in new:
+            if w.mapped:
+                pool.submit(_native.core.populate, w.data)
         sizes = list(pool.map(lambda w: -(-w.nbytes // BOUNDARY) * BOUNDARY, todo))
         room = aligned(sum(sizes))
         ends = np.cumsum(sizes)
