@@ -100,7 +100,7 @@ def test_the_native_engine_maps_it_and_gives_the_bits_of_the_gguf(model: Path, t
 
 
 def test_packing_keeps_the_float_types(tmp_path: Path) -> None:
-    """The engine rounds the activations that bf16 weights read: float32 ones stay float32 even where bf16 holds them."""
+    """The engine rounds what bf16 weights read, so float32 ones stay float32 even where bf16 would hold them."""
     source = tmp_path / "model.safetensors"
     tensors = dict(formats.read(written(source)).tensors)
     for name in ("blocks.0.att.w1", "blocks.0.att.g2", "head.weight"):

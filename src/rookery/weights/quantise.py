@@ -74,8 +74,9 @@ def quantise(
     """Read the model `source`, write `target`: a GGUF, or `packed`. Returns how many tensors have which type there.
 
     `threads`: all cores unless given. Both targets hold the same values. Packing changes none by itself, but that f64
-    is rounded to float32, as the engine does. Raises CannotWrite when `target` exists and `force` is not set, or is `source`; InputError for a name that belongs
-    to another format or a plan without type for a GGUF; ModelError for a number that the type cannot hold.
+    is rounded to float32, as the engine does. Raises CannotWrite when `target` exists and `force` is not set, or is
+    `source`; InputError for a name that belongs to another format or a plan without type for a GGUF; ModelError for a
+    number that the type cannot hold.
     """
     source = locate(source)
     format = "safetensors" if packed else "gguf"
