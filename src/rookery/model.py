@@ -41,8 +41,10 @@ def load(
     """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a
     Hugging Face folder.
 
-    `backend`: "auto", "reference", "torch". `dtype`: "float32" or "float64". `device` ("cpu", "cuda") and `threads`
-    act on torch; NumPy's threads are those of its BLAS (OPENBLAS_NUM_THREADS).
+    `backend`: "native", "reference", "torch", or "auto": native, or the reference where the core is missing or float64
+    is wanted. `dtype`: "float32" or "float64" (not native); native's default rounds activations as the file rounded the
+    weights, and its "float32" rounds nothing. `threads`: of native (default: one a physical core, at most 16) and
+    torch; NumPy's are those of its BLAS (OPENBLAS_NUM_THREADS). `device` ("cpu", "cuda"): torch's.
     `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, a tokenizer.json, or an object; default: what the file
     says, or what lies in it or beside it in its folder.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.

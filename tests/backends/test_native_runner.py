@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,26 @@ def test_one_point_of_one_layer_over_several_runs() -> None:
     with pytest.raises(InputError, match=r"no point 'layers.3.att.k' in RWKV-7 Goose"):
         model.runner.listen(print, ["att.k", "layers.3.att.k"])
     np.testing.assert_array_equal(heard["layers.1.att.k"][:200], heard["layers.1.att.k"][200:])
+
+
+def test_each_thread_hears_its_own_rows() -> None:
+    model = rookery.load(V7, backend="native", threads=1)
+    heard: dict[int, set[bytes]] = {}
+    both = threading.Barrier(2)
+
+    def listen(name: str, rows: Any) -> None:
+        heard.setdefault(threading.get_ident(), set()).add(rows.tobytes())
+
+    def feed(token: int) -> int:
+        both.wait()
+        for _ in range(200):
+            model.forward([token] * 3)
+        return threading.get_ident()
+
+    model.runner.listen(listen, ["layers.1.att.k"])
+    with ThreadPoolExecutor(2) as pool:
+        for thread in list(pool.map(feed, [1, 2])):
+            assert len(heard[thread]) == 1
 
 
 # -- the runner --------------------------------------------------------------------------------------------------------

@@ -105,13 +105,24 @@ def add_model(parser: Parser, threads: Any = None) -> None:
         metavar="NAME",
         help="bytes, utf16le, world, a vocabulary or a tokenizer.json (default: the model's own)",
     )
-    group.add_argument("--backend", default="auto", metavar="NAME", help="auto, reference or torch (default: auto)")
     group.add_argument(
-        "--dtype", metavar="TYPE", help="what the back end computes in, float32 or float64 (default: its own choice)"
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="native, reference, torch, or auto: native where it is built and the dtype allows, else reference",
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        help="what is computed in: float32, or float64 (not native); native's default follows the stored types",
     )
     group.add_argument("--device", metavar="NAME", help="where torch computes: cpu or cuda (default: cpu)")
     group.add_argument(
-        "-t", "--threads", type=threads or whole(1), metavar="N", help="threads of torch (default: its own choice)"
+        "-t",
+        "--threads",
+        type=threads or whole(1),
+        metavar="N",
+        help="of native (default: one a physical core, at most 16) or torch",
     )
 
 

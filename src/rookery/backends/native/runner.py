@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,10 @@ class Runner:
         if not _native.available():
             raise BackendError(f"the native back end is missing ({_native.reason}); {_native.REMEDY}")
         if dtype not in (None, "float32"):
-            raise BackendError(f"dtype {dtype!r}: the native back end runs weights as stored (None) or in float32")
+            raise BackendError(
+                f"dtype {dtype!r}: the native back end runs weights as stored (None) or in float32; "
+                "backend='reference' has float64"
+            )
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the native back end runs on the cpu; backend='torch' has others")
         try:
@@ -57,6 +62,7 @@ class Runner:
         self._exact = dtype == "float32"
         self._held: list[Weight | Table] = []
         self.listener: Callable[[str, Array], object] | None = None
+        self._hearing = threading.RLock()  # what is heard lies in the engine until its next run
         try:
             with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
                 self._model = tree(weights, self._param)
@@ -115,32 +121,33 @@ class Runner:
             ) from None
 
     def _step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool) -> list[Array]:
-        vocabulary = self.config.n_vocab
+        filled, listener, vocabulary = self._filled, self.listener, self.config.n_vocab
         each = np.empty((sum(map(len, rows)) if every else 0, vocabulary), np.float32)
         last = [each[:0]] * len(rows)
-        heard: dict[str, list[Array]] = {name: [] for name in self.plan.taps}
+        heard: dict[str, list[Array]] = {name: [] for name in filled.plan.taps}
         at = 0
         for run in runs([len(r) for r in rows]):
             ids = np.concatenate([rows[cut.sequence][cut.begin : cut.end] for cut in run])
             lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
             logits = each[at : at + len(ids)] if every else np.empty((len(run), vocabulary), np.float32)
-            self.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+            with self._hearing if heard else nullcontext():
+                filled.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+                for name, pieces in heard.items():
+                    pieces.append(self._hear(filled, name, len(ids)))
             if not every:
                 for cut, row in zip(run, logits, strict=True):
                     last[cut.sequence] = row
-            for name, pieces in heard.items():
-                pieces.append(self._hear(name, len(ids)))
             at += len(ids)
-        if self.listener:
+        if listener:
             for name, pieces in heard.items():
-                self.listener(name, np.concatenate(pieces))
-            for name, constant in self.plan.known.items():
-                self.listener(name, constant)
+                listener(name, np.concatenate(pieces))
+            for name, constant in filled.plan.known.items():
+                listener(name, constant)
         return np.split(each, np.cumsum([len(r) for r in rows])[:-1]) if every else last
 
-    def _hear(self, name: str, rows: int) -> Array:
-        tap = self.plan.taps[name]
-        values: Array = self._filled.read(tap, rows)
+    def _hear(self, filled: Filled, name: str, rows: int) -> Array:
+        tap = filled.plan.taps[name]
+        values: Array = filled.read(tap, rows)
         return values.reshape(rows, self.config.n_head, -1) if tap.headed else values
 
 
