@@ -34,8 +34,8 @@ class Settings:
 
     @property
     def decodes(self) -> list[tuple[int, int]]:
-        """(depth, rows) of each decode test."""
-        return list(product(self.depths, self.rows)) if self.decode else []
+        """(depth, rows) of each decode test; a state is grown from the depth before."""
+        return list(product(sorted(self.depths), self.rows)) if self.decode else []
 
     @property
     def total(self) -> int:

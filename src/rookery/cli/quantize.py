@@ -15,7 +15,7 @@ TYPES = "q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, f16, bf16, f32"
 def parser() -> options.Parser:
     made = options.Parser(
         "rookery quantize",
-        "--type TYPE [--packed] [options] IN OUT",
+        "[--type TYPE] [--packed] [options] IN OUT",
         "Write a model as a GGUF with its matrices in a smaller type. Vectors stay exact,\n"
         "low-rank pairs too unless asked. Rows that are no multiple of 256 make q4_k into\n"
         "q5_0, q5_k into q5_1 and q6_k into q8_0; of 32, anything into f16. OUT is complete\n"
