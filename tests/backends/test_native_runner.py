@@ -151,7 +151,7 @@ def test_taps_are_those_of_the_reference_and_change_no_bit(name: str) -> None:
 def test_one_point_of_one_layer_over_several_runs() -> None:
     model = rookery.load(V7, backend="native")
     heard: dict[str, Any] = {}
-    model.runner.listen(heard.__setitem__, ["layers.1.att.k"])
+    model.runner.listen(heard.__setitem__, "layers.1.att.k")
     model.forward_batch([list(range(200)), list(range(200))])
     assert set(heard) == {"layers.1.att.k"}
     with pytest.raises(InputError, match=r"no point 'layers.3.att.k' in RWKV-7 Goose"):
@@ -228,3 +228,13 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads() -> None:
     assert Runner(weights.load(V7), threads=3).engine.threads == 3
     assert 1 <= runner.cores() == Runner(weights.load(V7)).engine.threads
+
+
+@pytest.mark.parametrize(("share", "most"), [("150000 100000\n", 1), ("50000 100000\n", 1), ("max 100000\n", 16)])
+def test_no_more_threads_than_a_container_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: str, most: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(share)
+    monkeypatch.setattr(runner, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(runner, "_physical", lambda: 64)
+    assert runner.cores() == most

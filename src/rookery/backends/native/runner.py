@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 
 MOST_CORES = 16
 MOST_THREADS = 1024  # the core's limit
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of time in each so many, both cgroup v2's
 
 
 class Runner:
@@ -100,7 +101,7 @@ class Runner:
         The listener hears and changes nothing: the plan is made anew and gives the same bits. Raises InputError for a
         name that no point of this model has.
         """
-        wanted = set(names if listener else ())
+        wanted = set([names] if isinstance(names, str) else names) if listener else set()
         with np.errstate(all="ignore"):
             steps = program(self.config, self._model, wanted)
         known = {*steps.taps, *(name.split(".", 2)[2] for name in steps.taps)}
@@ -180,12 +181,24 @@ def runs(lengths: Sequence[int]) -> Iterator[list[Cut]]:
 
 def cores() -> int:
     """Physical cores that this process may use, and no more than feed the memory of most machines: a second thread on
-    a core has no more arithmetic to give."""
+    a core has no more arithmetic to give, and one beyond a container's share of time only makes the others wait."""
+    return max(1, min(_physical(), _share(), MOST_CORES))
+
+
+def _physical() -> int:
     if not hasattr(os, "sched_getaffinity"):
-        return min(os.cpu_count() or 1, MOST_CORES)
+        return os.cpu_count() or 1
     mine = os.sched_getaffinity(0)
     try:
-        siblings = {Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text() for i in mine}
+        return len({Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text() for i in mine})
     except OSError:
-        return min(len(mine), MOST_CORES)
-    return min(len(siblings), MOST_CORES)
+        return len(mine)
+
+
+def _share() -> int:
+    """Whole processors' worth of time that a container was given."""
+    try:
+        most, period = map(int, CPU_MAX.read_text().split())
+    except (OSError, ValueError):  # not a container of this kind, or "max"
+        return MOST_CORES
+    return most // period
