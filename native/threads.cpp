@@ -15,6 +15,10 @@
 #include <immintrin.h>
 #endif
 
+#ifndef ROOKERY_STALL  // test_threads has threads lose time where an interleaving could matter
+#define ROOKERY_STALL()
+#endif
+
 namespace rookery {
 namespace {
 
@@ -47,10 +51,6 @@ struct Range {
     }
 };
 
-struct alignas(64) Line {  // a cache line of its own
-    std::atomic<std::uint64_t> word{0};
-};
-
 }  // namespace
 
 std::int64_t this_process() {
@@ -78,6 +78,9 @@ struct Team::Shared {
     std::atomic<bool> cancelled{false}, closing{false};
     std::atomic<std::uint64_t> reached{0};  // run and phase under way: a hint for those who come late, late itself
 
+    struct alignas(64) Line {  // a cache line of its own
+        std::atomic<std::uint64_t> word{0};
+    };
     std::vector<Line> ranges, done;  // [phase][thread] and [phase]
     std::vector<std::thread> workers;
 
@@ -104,6 +107,7 @@ struct Team::Shared {
             std::unique_lock lock(mutex);
             ++sleepers;
             if (!ready()) {
+                ROOKERY_STALL();
                 if (alarm)
                     bell.wait_for(lock, POLL);
                 else
@@ -126,6 +130,7 @@ struct Team::Shared {
                          static_cast<std::uint16_t>(job.boundary(phase, from + 1, sizes))};
             const int left = range.end - range.begin;
             if (left <= 0) return false;
+            ROOKERY_STALL();
             const int some = owner ? (3 * left + 3) / 4 : (left + 1) / 2;  // few pieces, and the last ones small
             begin = owner ? range.begin : range.end - some;
             end = begin + some;
@@ -151,6 +156,7 @@ struct Team::Shared {
             sum = (static_cast<std::uint32_t>(old >> 32) == now ? old & 0xffffffffu : 0) + static_cast<unsigned>(count);
         } while (!word.compare_exchange_weak(old, std::uint64_t{now} << 32 | sum, std::memory_order_acq_rel));
         if (sum == static_cast<std::uint64_t>(all)) {
+            ROOKERY_STALL();
             reached.store(std::uint64_t{now} << 32 | static_cast<unsigned>(phase + 1), std::memory_order_release);
             ring();
         }
@@ -191,9 +197,11 @@ struct Team::Shared {
             }, idle_patience, false, [] {});
             if (closing.load()) return;
             const auto now = run.load(std::memory_order_acquire);
+            ROOKERY_STALL();
             auto* job = work.load(std::memory_order_acquire);
             const Sizes sizes{rows.load(std::memory_order_acquire), outputs.load(std::memory_order_acquire)};
             const auto hint = reached.load(std::memory_order_acquire);
+            ROOKERY_STALL();
             const int from = static_cast<std::uint32_t>(hint >> 32) == now ? static_cast<int>(hint & 0xffffffffu) : 0;
             if (now % 2 || run.load(std::memory_order_acquire) != now) continue;  // the next run is being set up
             seen = now;
@@ -237,7 +245,7 @@ bool Team::run(Work& work, const Sizes& sizes, bool (*poll)(), double* times) {
     s.ring();
     auto asked = Clock::now();
     s.go(0, last + 2, work, sizes, 0, [&] {
-        if (!poll || Clock::now() - asked < POLL) return;
+        if (!poll || s.cancelled.load(std::memory_order_relaxed) || Clock::now() - asked < POLL) return;
         if (poll()) s.cancelled.store(true);
         asked = Clock::now();
     }, times);

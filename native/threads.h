@@ -43,7 +43,8 @@ public:
 
     // All units of all phases, the caller working too. `poll` is asked every 20 ms on the caller's thread; once it says
     // true the remaining units are passed over and the answer is false. One caller at a time; `work` must live as long
-    // as the team. `times`, where given, gets the seconds of each phase. Threads start with the first run, in a child of fork with its own first.
+    // as the team. `times`, where given, gets the seconds of each phase. Threads start with the first run, in a child of
+    // fork with its own first.
     bool run(Work& work, const Sizes& sizes, bool (*poll)(), double* times = nullptr);
 
 private:

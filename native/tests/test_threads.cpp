@@ -1,5 +1,8 @@
-// The team: every unit once, phases in order, whatever the threads do; interrupts; fork.
-#include "threads.h"
+// The team: every unit once, phases in order, whatever the threads do; interrupts; fork. The team is compiled in here,
+// so that its threads can be made to lose time between any two steps that another thread may come between.
+void stall();
+#define ROOKERY_STALL() stall()
+#include "../threads.cpp"
 
 #include <atomic>
 #include <chrono>
@@ -14,6 +17,18 @@
 #endif
 
 using namespace rookery;
+
+std::atomic<bool> stalling{false};
+
+void stall() {
+    thread_local unsigned random = 1 + static_cast<unsigned>(std::hash<std::thread::id>()(std::this_thread::get_id()));
+    if (!stalling.load(std::memory_order_relaxed)) return;
+    random = random * 1664525 + 1013904223;
+    if (random >> 28 == 0)
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+    else if (random >> 28 < 4)
+        std::this_thread::yield();
+}
 
 namespace {
 
@@ -72,6 +87,43 @@ void all_units_once(int threads) {
     expect(!work.early, "a phase waits for all units of the one before");
 }
 
+// Phases and runs of little work: who has lost time comes back in another one.
+struct Short final : Work {
+    explicit Short(int n) : threads(n) {}
+    static constexpr int kPhases = 6;
+    int phases() const override { return kPhases; }
+    int boundary(int phase, int thread, const Sizes& sizes) const override {
+        return (phase % 2 ? 1 : sizes.rows) * thread / threads;
+    }
+    void execute(int, int phase, int begin, int end) override {
+        for (int p = 0; p < kPhases; ++p) {
+            const int wanted = p < phase ? boundary(p, threads, now) : 0;
+            if (p != phase && counts[p] != wanted) wrong = true;
+        }
+        counts[phase] += end - begin;
+    }
+
+    const int threads;
+    Sizes now;
+    std::atomic<int> counts[kPhases] = {};
+    std::atomic<bool> wrong{false};
+};
+
+void stalled(int threads) {
+    Short work(threads);
+    Team team(threads, Short::kPhases);
+    stalling = true;
+    for (int i = 0; i < 1000; ++i) {
+        for (auto& c : work.counts) c = 0;
+        work.now = {1 + i % 5, 1};
+        team.run(work, work.now, nullptr);
+        for (int p = 0; p < Short::kPhases; ++p)
+            if (work.counts[p] != work.boundary(p, threads, work.now)) work.wrong = true;
+    }
+    stalling = false;
+    expect(!work.wrong, "threads that lose time neither repeat, skip nor hurry a unit");
+}
+
 void interrupt(int threads) {
     Counted work(threads);
     work.slow = true;
@@ -117,6 +169,7 @@ void forked(int) {}
 int main() {
     for (int threads = 1; threads <= 8; ++threads) {
         all_units_once(threads);
+        stalled(threads);
         interrupt(threads);
         forked(threads);
     }
