@@ -23,6 +23,7 @@ constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if the
 constexpr int COLUMNS = 64;         // and so many columns
 constexpr int ALONE = 8192;         // elements of a phase without weights that one thread does faster than two
 constexpr int MAX_UNITS = 65535;
+constexpr int MAX_COLUMNS = 1 << 24, MAX_WIDTH = 1 << 30;  // of a weight and of a lane: places in a panel are ints
 constexpr std::size_t FIRST_BYTES = 4096;        // of a weight: from there on the processor sees a stream
 constexpr std::size_t AHEAD = 192 * 1024;        // most bytes that a thread asks for ahead
 constexpr std::size_t STREAM_PART = 256 * 1024;  // bytes that a thread reads at a time in stream()
@@ -130,8 +131,13 @@ Engine::Engine(int threads, std::size_t state_size, int vocabulary, int max_rows
 
 Engine::~Engine() = default;
 
+void Engine::building() const {
+    if (finished_) refuse("the plan is finished");
+}
+
 int Engine::shared(Input kind, int width, std::size_t offset, int rows) {
-    if (width < 1 || rows < 1 || offset % LINE) refuse("a buffer of no size, or off a boundary of 64 bytes");
+    building();
+    if (width < 1 || rows < max_rows_ || offset % LINE) refuse("a buffer too small, or off a boundary of 64 bytes");
     const auto row = input_bytes(kind, width);
     arena_size_ = std::max(arena_size_, offset + row * static_cast<std::size_t>(rows));
     buffers_.push_back({Buffer::shared, kind, width, offset, row, 0});
@@ -139,29 +145,35 @@ int Engine::shared(Input kind, int width, std::size_t offset, int rows) {
 }
 
 int Engine::local(int width, int slot) {
+    building();
     if (width < 1 || slot < 0) refuse("a local piece of no size");
     buffers_.push_back({Buffer::local, Input::f32, width, 0, 0, slot});
     return static_cast<int>(buffers_.size()) - 1;
 }
 
 int Engine::logits() {
+    building();
     buffers_.push_back({Buffer::logits, Input::f32, vocabulary_, 0, 0, 0});
     return static_cast<int>(buffers_.size()) - 1;
 }
 
 int Engine::constant(std::vector<float> values) {
+    building();
     constants_.push_back(std::move(values));
     return static_cast<int>(constants_.size()) - 1;
 }
 
 int Engine::weight(const Weight& weight) {
+    building();
     if (weight.rows < 1 || weight.columns < 1) refuse("a weight of no size");
+    if (weight.columns > MAX_COLUMNS) refuse("a weight too wide");
     if (reinterpret_cast<std::uintptr_t>(weight.data) % LINE) refuse("panels must begin on a boundary of 64 bytes");
     weights_.push_back(weight);
     return static_cast<int>(weights_.size()) - 1;
 }
 
 int Engine::table(Table table) {
+    building();
     if (table.rows < 1 || table.columns < 1) refuse("a table of no size");
     table.blocks = block_type(table.dtype);
     if (!table.blocks && table.dtype != "f32" && table.dtype != "f16" && table.dtype != "bf16")
@@ -175,13 +187,15 @@ int Engine::table(Table table) {
 }
 
 void Engine::phase(bool by_rows, bool outputs) {
-    if (finished_) refuse("the plan is finished");
+    building();
     phases_.push_back({by_rows, outputs, {}, {}, {}});
 }
 
 void Engine::lane(int width, int tile, int slots) {
+    building();
     if (phases_.empty()) refuse("a lane outside a phase");
     if (width < 1 || tile < 1 || tile % BLOCK || slots < 0) refuse("a lane of no width, or tiles of no whole blocks");
+    if (width > MAX_WIDTH || tile > MAX_WIDTH) refuse("a lane too wide");
     phases_.back().lanes.push_back({width, tile, slots, {}});
 }
 
@@ -195,6 +209,7 @@ void Engine::check(const Operand& operand, bool output) const {
         if (buffer.place == Buffer::local && (buffer.slot >= lane.slots || operand.offset || buffer.width != lane.width))
             refuse("a local piece that the lane has no room for");
         if (operand.offset >= buffer.width) refuse("an offset beyond the buffer");
+        if (buffer.place == Buffer::logits && !phases_.back().outputs) refuse("logits are of the outputs' rows");
     } else if (operand.space == Space::constant) {
         if (output) refuse("a constant as an output");
         if (index >= constants_.size()) refuse("no such constant");
@@ -204,19 +219,22 @@ void Engine::check(const Operand& operand, bool output) const {
 }
 
 void Engine::step(const Step& step) {
-    if (finished_ || phases_.empty() || phases_.back().lanes.empty()) refuse("a step outside a lane");
+    building();
+    if (phases_.empty() || phases_.back().lanes.empty()) refuse("a step outside a lane");
     auto& phase = phases_.back();
     auto& lane = phase.lanes.back();
     check(step.out, true);
     for (int i = 0; i < inputs(step.op); ++i) check(step.in[i], false);
     const auto& out = buffers_[static_cast<std::size_t>(step.out.index)];
     if ((step.op == Op::encode) != (out.kind != Input::f32)) refuse("encode, and it alone, writes codes or bf16");
+    if (step.op == Op::encode && (out.width != lane.width || (out.kind == Input::codes && out.width % BLOCK)))
+        refuse("encode writes whole rows, codes in whole blocks");
     // Who reads all of a row, and who reads the lane's columns: nothing may lie beyond its operand.
     const auto room = [&](const Operand& o, int columns) {
         const int size = o.space == Space::buffer
                              ? buffers_[static_cast<std::size_t>(o.index)].width
                              : static_cast<int>(constants_[static_cast<std::size_t>(o.index)].size());
-        if (o.offset + columns > size) refuse("an operand narrower than its lane");
+        if (columns > size - o.offset) refuse("an operand narrower than its lane");
     };
     room(step.out, lane.width);
     for (int i = 0; i < inputs(step.op); ++i) {
@@ -232,7 +250,7 @@ void Engine::step(const Step& step) {
         const auto& in = buffers_[static_cast<std::size_t>(step.in[0].index)];
         if (in.place != Buffer::shared || w.rows != lane.width) refuse("a linear's sizes do not fit");
         if (in.kind == Input::codes && (step.in[0].offset || in.width != w.columns)) refuse("codes of another width");
-        if (step.in[0].offset + w.columns > in.width) refuse("a linear's input is too narrow");
+        if (w.columns > in.width - step.in[0].offset) refuse("a linear's input is too narrow");
         if (!kernels_.linear[static_cast<int>(w.kind)][static_cast<int>(in.kind)])
             refuse(std::string("no linear of ") + name_of(w.kind) + " reads such an input");
     }
@@ -244,6 +262,7 @@ void Engine::step(const Step& step) {
         if (phase.by_rows || phase.outputs) refuse("a recurrence runs by columns, over all rows");
         const std::size_t w = static_cast<std::size_t>(lane.width);
         const std::size_t size = step.op == Op::shift ? w : step.op == Op::wkv4 ? 3 * w : w * static_cast<std::size_t>(step.n);
+        if (step.op == Op::wkv4 && out.width != lane.width) refuse("wkv4 writes whole rows");
         if (step.state < 0 || static_cast<std::size_t>(step.state) + size > state_size_) refuse("no such piece of the state");
     }
     const bool heads = step.op == Op::group_norm || step.op == Op::normalize || step.op == Op::dot ||
@@ -252,6 +271,7 @@ void Engine::step(const Step& step) {
         refuse("tiles of no whole heads");
     if ((step.op == Op::embed || step.op == Op::pick || step.op == Op::layer_norm) && !phase.by_rows)
         refuse("this step runs by rows");
+    if (step.op == Op::pick && !phase.outputs) refuse("pick gives the outputs' rows");
     if (step.op == Op::shift && (step.in[0].space != Space::buffer ||
                                  buffers_[static_cast<std::size_t>(step.in[0].index)].place != Buffer::shared))
         refuse("a shift reads a shared buffer");
@@ -382,7 +402,8 @@ std::size_t Engine::weight_bytes() const {
 // Whether one thread does a small phase without weights as a single unit: its values would have to travel between the
 // caches of several, which takes longer.
 bool Engine::alone(const Phase& phase, const Sizes& sizes) const {
-    return !phase.heavy && (phase.outputs ? sizes.outputs : sizes.rows) * phase.lanes.front().width <= ALONE;
+    const std::int64_t rows = phase.outputs ? sizes.outputs : sizes.rows;
+    return !phase.heavy && rows * phase.lanes.front().width <= ALONE;
 }
 
 int Engine::boundary(int phase, int thread, const Sizes& sizes) const {
@@ -430,6 +451,7 @@ double Engine::stream() {
 }
 
 std::vector<float> Engine::read(int buffer, int rows) const {
+    if (!finished_) refuse("the plan is not finished");
     const auto& b = buffers_.at(static_cast<std::size_t>(buffer));
     if (b.place != Buffer::shared || b.kind != Input::f32 || rows < 0 || rows > max_rows_)
         refuse("only shared float32 buffers can be read");

@@ -153,6 +153,7 @@ private:
         float* logits = nullptr;
     };
 
+    void building() const;
     void check(const Operand& operand, bool output) const;
     void look_ahead();
     void settle();

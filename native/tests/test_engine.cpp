@@ -223,9 +223,39 @@ void wrong_plans() {
     refused([&] { step({Op::shift, b(1), {b(0)}, -1, 1}); }, "a piece beyond the state");
     refused([&] { step({Op::dot, b(1), {b(0), b(1)}, -1, -1, 48}); }, "heads that do not divide a tile");
     refused([&] { step({Op::layer_norm, b(1), {b(0), b(0), b(0)}}); }, "a norm by columns");
+    refused([&] {
+        Engine e(1, 64, 64, 8);
+        e.shared(Input::f32, 64, 0, 8), e.shared(Input::f32, 64, 4096, 8);
+        e.phase(true, false), e.lane(64, 64, 0);
+        e.step({Op::pick, b(1), {b(0)}});
+    }, "a pick over all rows");
+    refused([&] {
+        auto e = fresh();
+        e->step({Op::copy, b(e->logits()), {b(0)}});
+    }, "logits of all rows");
+    refused([&] {
+        auto e = fresh();
+        const auto far = Operand{Space::constant, e->constant(std::vector<float>(64)), 2147483647};
+        e->step({Op::add, b(1), {b(0), far}});
+    }, "an offset that overflows");
+    refused([&] {
+        Engine e(1, 3 * 64, 64, 8);
+        const int k = e.shared(Input::f32, 64, 0, 8), wide = e.shared(Input::f32, 128, 4096, 8);
+        e.phase(false, false), e.lane(64, 64, 0);
+        const auto c = Operand{Space::constant, e.constant(std::vector<float>(64)), 0};
+        e.step({Op::wkv4, b(wide), {b(k), b(k), c, c}, -1, 0});
+    }, "a wkv4 whose state would be wider than its lane");
+    refused([&] {
+        auto e = fresh();
+        e->step({Op::encode, b(e->shared(Input::codes, 128, 4096, 8)), {b(0)}});
+    }, "codes wider than their lane");
+    refused([&] { fresh()->shared(Input::f32, 64, 0, 7); }, "a buffer of fewer rows than a run may have");
+    refused([&] { fresh()->read(0, 1); }, "a read before there is anything");
     refused([&] { Engine(2, 64, 64, 8).finish(); }, "no plan");
     refused([&] { Engine(2, 64, 64, 8).weight({Kind::f32, 16, 1, p.weight.data + 4}); }, "misaligned panels");
     Model model(1);
+    refused([&] { model.engine->shared(Input::f32, 64, 0, ROWS); }, "a buffer after the end of the plan");
+    refused([&] { model.engine->lane(64, 64, 0); }, "a lane after the end of the plan");
     std::vector<Floats> state(1, Floats(STATE, 0.f));
     refused([&] { run(*model.engine, {{V}}, state, true); }, "a token outside the vocabulary");
     refused([&] { run(*model.engine, {std::vector<std::int64_t>(ROWS + 1, 1)}, state, false); }, "too many rows");
