@@ -267,7 +267,8 @@ void Engine::step(const Step& step) {
     }
     const bool heads = step.op == Op::group_norm || step.op == Op::normalize || step.op == Op::dot ||
                        step.op == Op::wkv6 || step.op == Op::wkv7;
-    if (heads && (step.n < 1 || step.n > HEAD || lane.width % step.n || (!phase.by_rows && lane.tile % step.n)))
+    if (heads && step.n > HEAD) refuse("heads of more than 1,024 columns");
+    if (heads && (step.n < 1 || lane.width % step.n || (!phase.by_rows && lane.tile % step.n)))
         refuse("tiles of no whole heads");
     if ((step.op == Op::embed || step.op == Op::pick || step.op == Op::layer_norm) && !phase.by_rows)
         refuse("this step runs by rows");
@@ -280,7 +281,7 @@ void Engine::step(const Step& step) {
 }
 
 void Engine::finish() {
-    if (finished_ || phases_.empty()) refuse("there is no plan to finish");
+    if (phases_.empty() || !phases_.front().first.empty()) refuse("there is no plan to finish, or it was finished");
     std::size_t scratch = SCRATCH;
     for (auto& phase : phases_) {
         std::vector<std::int64_t> costs;  // of the units, in bytes that move
@@ -295,8 +296,8 @@ void Engine::finish() {
             costs.insert(costs.end(), static_cast<std::size_t>(lane.units()), cost);
             scratch = std::max(scratch, static_cast<std::size_t>(lane.slots) * static_cast<std::size_t>(std::max(lane.tile, COLUMNS)) * FEW_ROWS);
         }
-        if (phase.by_rows ? phase.lanes.size() != 1 : costs.empty() || costs.size() > MAX_UNITS)
-            refuse("a phase of no lanes, or of too many units");
+        if (phase.by_rows ? phase.lanes.size() != 1 : costs.empty()) refuse("a phase of no lanes, or several by rows");
+        if (!phase.by_rows && costs.size() > MAX_UNITS) refuse("a phase of more than 65,535 tiles");
         const auto all = std::accumulate(costs.begin(), costs.end(), std::int64_t{0});
         std::int64_t sum = 0;
         int unit = 0;

@@ -249,6 +249,13 @@ void wrong_plans() {
         auto e = fresh();
         e->step({Op::encode, b(e->shared(Input::codes, 128, 4096, 8)), {b(0)}});
     }, "codes wider than their lane");
+    refused([&] {
+        Engine e(1, 64, 64, 8);
+        const int wide = e.shared(Input::f32, 65536 * 32, 0, 8);
+        e.phase(false, false), e.lane(65536 * 32, 32, 0);
+        e.step({Op::exp, b(wide), {b(wide)}});
+        e.finish();
+    }, "more tiles than a share can name");
     refused([&] { fresh()->shared(Input::f32, 64, 0, 7); }, "a buffer of fewer rows than a run may have");
     refused([&] { fresh()->read(0, 1); }, "a read before there is anything");
     refused([&] { Engine(2, 64, 64, 8).finish(); }, "no plan");

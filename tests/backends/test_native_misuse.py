@@ -13,7 +13,7 @@ from models import random_model
 from natives import FIXTURES, PROMPT, child, load, outcome
 
 from rookery import _native, weights
-from rookery.errors import InputError, StateError, TokenError
+from rookery.errors import BackendError, InputError, StateError, TokenError
 from rookery.formats import Tensor, write
 from rookery.state import State
 from rookery.weights.quantise import Plan, quantise
@@ -121,6 +121,12 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 12 * 2**20, resource.RLIM_INFINIT
 print(model.forward([1, 2, 3])[0].tobytes() == wanted)
 """
     assert child(code) == "True\n"
+
+
+def test_a_model_beyond_the_limits_of_the_core(tmp_path: Path) -> None:
+    path = random_model(tmp_path / "m.safetensors", "5.2", 1, 1056, 32, vocabulary=8)
+    with pytest.raises(BackendError, match=r"no room for heads of more than 1,024 columns; backend='reference'"):
+        load(str(path))
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -71,6 +71,10 @@ class Runner:
         except MemoryError:
             wanted = sum(w.tensor.nbytes for w in self._held)
             raise BackendError(f"{weights.path}: out of memory for weights of {wanted / 1e6:,.0f} MB") from None
+        except ValueError as error:  # the core's limits
+            raise BackendError(
+                f"{weights.path}: the native back end has no room for {error}; backend='reference' runs this model"
+            ) from error
         self.memory = Memory.of(part for w in self._held for part in (w.parts if isinstance(w, Weight) else [w]))
 
     def _param(self, param: Param, tensor: Tensor) -> Any:
