@@ -93,31 +93,9 @@ static inline __m256 scale(__m256 x, __m256 n) {
     return _mm256_mul_ps(_mm256_mul_ps(x, p), q);
 }
 static inline F scale(F x, F n) { return {scale(x.a, n.a), scale(x.b, n.b)}; }
-static inline F exp2i(F n) { return scale(set(1.0f), n); }
 
 static inline __m128i load8(const std::uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 static inline F load_f16(const std::uint16_t* p) { return {_mm256_cvtph_ps(load8(p)), _mm256_cvtph_ps(load8(p + 8))}; }
-static inline __m256 widen_bf16(__m128i halves) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-}
-static inline F load_bf16(const std::uint16_t* p) { return {widen_bf16(load8(p)), widen_bf16(load8(p + 8))}; }
-// No masked load of halves: through a copy.
-struct Sixteen {
-    std::uint16_t v[16];
-};
-static inline Sixteen copied(const std::uint16_t* p, int n) {
-    Sixteen out = {};
-    for (int i = 0; i < n; ++i) out.v[i] = p[i];
-    return out;
-}
-static inline F load_f16(const std::uint16_t* p, int n) {
-    const Sixteen all = copied(p, n);
-    return load_f16(all.v);
-}
-static inline F load_bf16(const std::uint16_t* p, int n) {
-    const Sixteen all = copied(p, n);
-    return load_bf16(all.v);
-}
 // The bf16 nearest to each lane, in its low half.
 static inline __m256i nearest_bf16(__m256 x) {
     const __m256i b = _mm256_castps_si256(x), top = _mm256_srli_epi32(b, 16);
@@ -134,15 +112,6 @@ static inline void store_bf16(std::uint16_t* p, F x) {
 
 static inline I iset(int x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-static inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-static inline I operator*(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
-static inline int sum(I x) {
-    const __m256i eight = _mm256_add_epi32(x.a, x.b);
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-}
 static inline void store_i8(std::int8_t* p, I x) {
     const __m256i byte = _mm256_set1_epi32(0xff);
     const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, byte), _mm256_and_si256(x.b, byte));

@@ -66,22 +66,9 @@ static inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEA
 static inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 static inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline F scale(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-static inline F exp2i(F n) { return scale(set(1.0f), n); }
 
 static inline F load_f16(const std::uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
-static inline F load_f16(const std::uint16_t* p, int n) {
-    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))};
-}
-static inline F widen_bf16(__m256i halves) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
-}
-static inline F load_bf16(const std::uint16_t* p) {
-    return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-static inline F load_bf16(const std::uint16_t* p, int n) {
-    return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
 static inline void store_bf16(std::uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a.v));
@@ -89,10 +76,7 @@ static inline void store_bf16(std::uint16_t* p, F a) {
 
 static inline I iset(int x) { return {_mm512_set1_epi32(x)}; }
 static inline I izero() { return {_mm512_setzero_si512()}; }
-static inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-static inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
-static inline int sum(I a) { return _mm512_reduce_add_epi32(a.v); }
 static inline void store_i8(std::int8_t* p, I a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }

@@ -107,7 +107,6 @@ static inline F scale(F a, F n) {
     }
     return a * power_of_two(one) * power_of_two(two);
 }
-static inline F exp2i(F n) { return scale(set(1.0f), n); }
 
 static inline float half(std::uint16_t h) {
     const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
@@ -116,11 +115,6 @@ static inline float half(std::uint16_t h) {
     return from_bits(((h & 0x7c00u) == 0x7c00u ? rest | 0x7f800000u : finite) | sign);
 }
 static inline F load_f16(const std::uint16_t* p) { ROOKERY_LANES(F, half(p[i])); }
-static inline F load_f16(const std::uint16_t* p, int n) { ROOKERY_LANES(F, i < n ? half(p[i]) : 0.0f); }
-static inline F load_bf16(const std::uint16_t* p) { ROOKERY_LANES(F, from_bits(static_cast<std::uint32_t>(p[i]) << 16)); }
-static inline F load_bf16(const std::uint16_t* p, int n) {
-    ROOKERY_LANES(F, i < n ? from_bits(static_cast<std::uint32_t>(p[i]) << 16) : 0.0f);
-}
 // To the nearest bf16, ties to even; NaN stays NaN. (AVX-512 makes zeros of denormals.)
 static inline void store_bf16(std::uint16_t* p, F a) {
     for (int i = 0; i < 16; ++i) {
@@ -132,14 +126,7 @@ static inline void store_bf16(std::uint16_t* p, F a) {
 
 static inline I iset(int x) { ROOKERY_LANES(I, x); }
 static inline I izero() { return iset(0); }
-static inline I operator+(I a, I b) { ROOKERY_LANES(I, a.v[i] + b.v[i]); }
 static inline I operator-(I a, I b) { ROOKERY_LANES(I, a.v[i] - b.v[i]); }
-static inline I operator*(I a, I b) { ROOKERY_LANES(I, a.v[i] * b.v[i]); }
-static inline int sum(I a) {
-    int total = 0;
-    for (int i = 0; i < 16; ++i) total += a.v[i];
-    return total;
-}
 // The low byte of each lane.
 static inline void store_i8(std::int8_t* p, I a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(a.v[i] & 0xff);

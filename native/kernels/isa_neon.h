@@ -84,23 +84,9 @@ static inline float32x4_t scale(float32x4_t a, float32x4_t n) {
     return vmulq_f32(vmulq_f32(a, power_of_two(one)), power_of_two(two));
 }
 static inline F scale(F a, F n) { ROOKERY_QUARTERS(F, scale(a.v[i], n.v[i])); }
-static inline F exp2i(F n) { return scale(set(1.0f), n); }
 
 static inline F load_f16(const std::uint16_t* p) {
     ROOKERY_QUARTERS(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
-}
-static inline F load_bf16(const std::uint16_t* p) {
-    ROOKERY_QUARTERS(F, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)));
-}
-static inline F load_f16(const std::uint16_t* p, int n) {
-    std::uint16_t all[16] = {};
-    for (int i = 0; i < n; ++i) all[i] = p[i];
-    return load_f16(all);
-}
-static inline F load_bf16(const std::uint16_t* p, int n) {
-    std::uint16_t all[16] = {};
-    for (int i = 0; i < n; ++i) all[i] = p[i];
-    return load_bf16(all);
 }
 static inline void store_bf16(std::uint16_t* p, F a) {
     for (int i = 0; i < 4; ++i) {
@@ -114,12 +100,7 @@ static inline void store_bf16(std::uint16_t* p, F a) {
 
 static inline I iset(int x) { ROOKERY_QUARTERS(I, vdupq_n_s32(x)); }
 static inline I izero() { return iset(0); }
-static inline I operator+(I a, I b) { ROOKERY_QUARTERS(I, vaddq_s32(a.v[i], b.v[i])); }
 static inline I operator-(I a, I b) { ROOKERY_QUARTERS(I, vsubq_s32(a.v[i], b.v[i])); }
-static inline I operator*(I a, I b) { ROOKERY_QUARTERS(I, vmulq_s32(a.v[i], b.v[i])); }
-static inline int sum(I a) {
-    return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
-}
 static inline void store_i8(std::int8_t* p, I a) {
     const int16x8_t one = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
     const int16x8_t two = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
