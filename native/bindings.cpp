@@ -18,7 +18,7 @@ std::string_view view(const nb::bytes& data) { return {data.c_str(), data.size()
 nb::object encode(const Trie& trie, const nb::bytes& text) {
     std::vector<std::uint32_t> ids;
     {
-        nb::gil_scoped_release release;
+        const Unlocked unlocked;
         ids = trie.encode(view(text));
     }
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(ids.size())));
@@ -66,14 +66,14 @@ const rookery::BlockType& fitting(const std::string& name, std::size_t bytes, st
 
 void decode_blocks(const std::string& name, Input1<Bytes> data, Output1<float> values) {
     const auto& type = fitting(name, data.size(), values.size());
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
         type.decode(data.data() + i * type.bytes, values.data() + i * type.elements);
 }
 
 void encode_blocks(const std::string& name, Input1<float> values, Output1<Bytes> data) {
     const auto& type = fitting(name, data.size(), values.size());
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     for (std::size_t i = 0; i < data.size() / type.bytes; ++i)
         type.encode(values.data() + i * type.elements, data.data() + i * type.bytes);
 }
@@ -85,7 +85,7 @@ NB_MODULE(_core, m) {
     nb::class_<Trie>(m, "Trie", "The byte trie of a World-style vocabulary; immutable, safe to share among threads.")
         .def("__init__",
              [](Trie* self, const nb::bytes& text) {
-                 nb::gil_scoped_release release;
+                 const Unlocked unlocked;
                  new (self) Trie(rookery::parse_vocabulary(view(text)));
              },
              nb::arg("text"), "From the text of a vocabulary file. ValueError(\"line N: why\") if it is damaged.")
@@ -106,5 +106,6 @@ NB_MODULE(_core, m) {
     m.def("encode_blocks", &encode_blocks, nb::arg("dtype").noconvert(), nb::arg("values").noconvert(),
           nb::arg("data").noconvert(),
           "Fill `data` with the nearest blocks. ValueError if the sizes do not match. Other threads run meanwhile.");
+    bind_exit();
     bind_engine(m);
 }

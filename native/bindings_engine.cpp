@@ -7,12 +7,8 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <chrono>
-#include <limits>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <tuple>
 
 #include "engine.h"
@@ -97,36 +93,10 @@ void add_step(Held& self, const std::string& op, const Triple& out, const std::v
     self.engine.step(step);
 }
 
-// Calls inside the engine, and whether the interpreter is about to end: a thread that came back from one after that
-// would be ended in the middle of our frames, which aborts the process.
-std::atomic<int> inside{0};
-std::atomic<bool> closing{false};
-
-[[noreturn]] void end_thread() {  // without a word
-    PyErr_SetNone(PyExc_SystemExit);
-    nb::raise_python_error();
-}
-
-struct Inside {
-    Inside() {
-        if (closing) end_thread();
-        ++inside;
-    }
-    ~Inside() { --inside; }
-};
-
-void leave() {
-    closing = true;
-    while (inside > 0) {
-        const nb::gil_scoped_release release;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-}
-
 // Ctrl-C: asked on the calling thread while it works.
 bool interrupted() {
     const nb::gil_scoped_acquire acquire;
-    return closing || PyErr_CheckSignals() != 0;
+    return ending() || PyErr_CheckSignals() != 0;
 }
 
 void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, const nb::list& states,
@@ -160,13 +130,12 @@ void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, con
     if (std::ranges::adjacent_find(sorted) != sorted.end())
         throw std::invalid_argument("one state cannot serve two sequences of a step");
     bool done;
-    const Inside here;
     self.engine.wake();
     {
-        const nb::gil_scoped_release release;
+        const Unlocked unlocked;
         done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted, times ? times->data() : nullptr);
     }
-    if (!done && closing) end_thread();
+    if (!done && ending()) end_thread();
     if (!done) nb::raise_python_error();
 }
 
@@ -190,7 +159,7 @@ void pack_panels(const std::string& dtype, Input1<std::uint8_t> data, int rows, 
     if (static_cast<std::size_t>(columns) % elements ||
         data.size() != static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) / elements * bytes)
         throw std::invalid_argument("the bytes are not this weight");
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     pack(dtype, data.data(), rows, columns, transposed, to, first, last, out.data());
 }
 
@@ -198,7 +167,7 @@ void pack_panels(const std::string& dtype, Input1<std::uint8_t> data, int rows, 
 void populate(Input1<std::uint8_t> data) {
 #if defined(__linux__)
     constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; refused before, and the pages come when needed
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto begin = reinterpret_cast<std::uintptr_t>(data.data()) / page * page;
     const auto end = reinterpret_cast<std::uintptr_t>(data.data()) + data.size();
@@ -212,10 +181,6 @@ void populate(Input1<std::uint8_t> data) {
 
 void bind_engine(nb::module_& m) {
     nb::set_leak_warnings(false);  // a model in a cache at the end of the interpreter is no leak
-    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&leave));
-    const auto os = nb::module_::import_("os");
-    if (nb::hasattr(os, "register_at_fork"))  // in a child nobody is inside
-        os.attr("register_at_fork")(nb::arg("after_in_child") = nb::cpp_function([] { inside = 0; }));
     nb::class_<Held>(m, "Engine", "A plan and the threads that run it. ValueError for what does not fit together.")
         .def(nb::init<int, std::size_t, int, int>(), nb::arg("threads"), nb::arg("state_size"), nb::arg("vocabulary"),
              nb::arg("max_rows"))
@@ -248,9 +213,8 @@ void bind_engine(nb::module_& m) {
              nb::arg("logits").noconvert(), nb::arg("every"), nb::arg("times").noconvert() = nb::none(),
              "Feed rows; states, logits and the phases' seconds are written in place. Other threads run meanwhile.")
         .def("stream", [](Held& self) {
-                 const Inside here;
                  self.engine.wake();
-                 const nb::gil_scoped_release release;
+                 const Unlocked unlocked;
                  return self.engine.stream();
              }, "Seconds to read all weights once with all threads, and do nothing else.")
         .def("read", &read_buffer, nb::arg("buffer"), nb::arg("rows"), nb::sig("def read(self, buffer: int, rows: int) -> numpy.typing.NDArray[numpy.float32]"),

@@ -309,3 +309,31 @@ def test_the_interpreter_ends(rest: float, how: str) -> None:
 
 def test_the_interpreter_ends_while_a_daemon_thread_runs() -> None:
     assert child(LEAVE, 0, "daemon") == "end\n"
+
+
+CALLS = [
+    "pack('f32', data, 4096, 1024, False, 'f32', 0, 256, data.copy())",
+    "populate(data)",
+    "encode_blocks('q8_0', data.view('f4'), blocks)",
+    "Trie.encode(trie, bytes(2**20))",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_interpreter_ends_while_a_daemon_thread_is_in_the_core(call: str) -> None:
+    code = f"""
+import threading
+import numpy as np
+from rookery._native import core
+data, blocks = np.zeros(2**24, np.uint8), np.zeros(2**17 * 34, np.uint8)
+trie = core.Trie("".join(f"{{i + 1}} {{bytes([i])!r}} 1\\n" for i in range(256)).encode())
+started = threading.Event()
+def work():
+    while True:
+        started.set()
+        core.{call}
+threading.Thread(target=work, daemon=True).start()
+started.wait()
+print("end")
+"""
+    assert child(code) == "end\n"
