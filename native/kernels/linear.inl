@@ -23,9 +23,9 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
     std::size_t ahead;  // how many bytes on lie the weights to ask for
 };
 
-// A stream that computes as it goes must ask for its lines this many bytes ahead: q8 on one row from 0.75 to 0.9 of a
-// bare read, on six rows from 0.3 to 0.8. A slice asks for the one that follows.
-constexpr int AHEAD = 16384;
+// A stream that computes as it goes must ask for its lines some bytes ahead: q8 on one row from 0.75 to 0.9 of a bare
+// read, on six rows from 0.3 to 0.8. Measured best: 16 KiB for codes, 8 KiB for floats. A slice asks for its follower.
+constexpr int AHEAD = 16384, AHEAD_FLOATS = 8192;
 
 // A tile has two accumulators for each row and panel, and room must be left for weights.
 constexpr bool ROOMY = REGISTERS >= 32;
@@ -111,7 +111,7 @@ static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
 
 template <class W>
 struct Floats {
-    static constexpr int SLICE = W::SLICE, ALONE = W::ALONE, PAIR = W::PAIR, TALL = W::TALL;
+    static constexpr int AHEAD_BYTES = AHEAD_FLOATS, SLICE = W::SLICE, ALONE = W::ALONE, PAIR = W::PAIR, TALL = W::TALL;
     template <int MR, int PR>
     static void tile(const Span& s) {
         for (int begin = s.begin; begin < s.end; begin += SLICE) {
@@ -179,7 +179,8 @@ struct X8 {
 
 template <class W>
 struct Coded {
-    static constexpr int SLICE = 512, ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR, PARTS = BLOCK / W::SPAN;
+    static constexpr int AHEAD_BYTES = AHEAD, SLICE = 512, ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR,
+                         PARTS = BLOCK / W::SPAN;
     template <int MR, int PR>
     static void tile(const Span& s) {
         F acc[MR][PR];
@@ -263,7 +264,7 @@ static void linear(const Weight& w, int first, int last, const std::uint8_t* x, 
             .begin = 0,
             .end = w.columns,
             .width = left < PANEL ? left : PANEL,
-            .ahead = AHEAD,
+            .ahead = T::AHEAD_BYTES,
         };
         if (few)
             run_tile<T, 1, T::ALONE>(rows, s);
