@@ -34,6 +34,7 @@ def packer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "numpy":
         monkeypatch.setattr(_native, "core", None)
         monkeypatch.setattr(_native, "reason", "not built")
+        monkeypatch.delenv("ROOKERY_REQUIRE_NATIVE", raising=False)
     elif not hasattr(_native.core, "pack"):
         pytest.skip("the native core is not built")
     return str(request.param)
