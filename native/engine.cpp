@@ -18,14 +18,14 @@ namespace rookery {
 namespace {
 
 constexpr std::size_t LINE = 64, HUGE_PAGE = std::size_t{1} << 21;
-constexpr int SCRATCH = 32 * 1024;  // floats of a thread's local pieces: they should stay in the inner caches
+constexpr int SCRATCH = 32 * 1024;  // floats of a thread's local pieces: they should stay in its second cache
 constexpr int FEW_ROWS = 8;         // a piece has at least so many rows, if there are that many
 constexpr int COLUMNS = 64;         // and so many columns
 constexpr int ALONE = 8192;         // elements of a phase without weights that one thread does faster than two
 constexpr int MAX_UNITS = 65535;
 constexpr int MAX_COLUMNS = 1 << 24, MAX_WIDTH = 1 << 30;  // of a weight and of a lane: places in a panel are ints
 constexpr std::size_t FIRST_BYTES = 4096;        // of a weight: from there on the processor sees a stream
-constexpr std::size_t AHEAD = 192 * 1024;        // most bytes that a thread asks for ahead
+constexpr std::size_t MOST_AHEAD = 192 * 1024;   // bytes of a phase that a thread asks for before it begins
 constexpr std::size_t STREAM_PART = 256 * 1024;  // bytes that a thread reads at a time in stream()
 
 [[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
@@ -356,7 +356,7 @@ void Engine::need(const Phase& phase, int thread, Soon& soon) const {
     const auto add = [&](const void* data, std::size_t offset, std::size_t bytes) {
         for (const auto& part : soon.parts)
             if (part.data == data && part.offset == offset) return;
-        if ((sum += bytes) <= AHEAD) soon.parts.push_back({static_cast<const std::uint8_t*>(data), offset, bytes});
+        if ((sum += bytes) <= MOST_AHEAD) soon.parts.push_back({static_cast<const std::uint8_t*>(data), offset, bytes});
     };
     for (std::size_t i = 0; i < phase.lanes.size(); ++i) {
         const auto& lane = phase.lanes[i];
@@ -401,7 +401,7 @@ std::size_t Engine::weight_bytes() const {
 }
 
 // Whether one thread does a small phase without weights as a single unit: its values would have to travel between the
-// caches of several, which takes longer.
+// caches of several, which takes longer. Judged by the width of the first lane.
 bool Engine::alone(const Phase& phase, const Sizes& sizes) const {
     const std::int64_t rows = phase.outputs ? sizes.outputs : sizes.rows;
     return !phase.heavy && rows * phase.lanes.front().width <= ALONE;

@@ -10,7 +10,6 @@
 
 namespace rookery::ROOKERY_ISA {
 
-// Of each kind: ALONE rows at most make a tile of one panel; more rows make tiles of TALL rows and PAIR panels.
 struct Span {  // what a tile is made of: columns [begin, end) of its panels and rows
     const std::uint8_t* panel;
     std::size_t panel_bytes;
@@ -27,6 +26,7 @@ struct Span {  // what a tile is made of: columns [begin, end) of its panels and
 // read, on six rows from 0.3 to 0.8. Measured best: 16 KiB for codes, 8 KiB for floats. A slice asks for its follower.
 constexpr int AHEAD = 16384, AHEAD_FLOATS = 8192;
 
+// Of each kind: ALONE rows at most make a tile of one panel; more rows make tiles of TALL rows and PAIR panels.
 // A tile has two accumulators for each row and panel, and room must be left for weights.
 constexpr bool ROOMY = REGISTERS >= 32;
 constexpr int ROWS = ROOMY ? 12 : REGISTERS >= 8 ? 3 : 2;  // of a tile of one panel
@@ -111,7 +111,7 @@ static inline void float_step(F (&acc)[MR][PR], const Span& s, int k) {
 
 template <class W>
 struct Floats {
-    static constexpr int AHEAD_BYTES = AHEAD_FLOATS, SLICE = W::SLICE, ALONE = W::ALONE, PAIR = W::PAIR, TALL = W::TALL;
+    static constexpr int ASKS = AHEAD_FLOATS, SLICE = W::SLICE, ALONE = W::ALONE, PAIR = W::PAIR, TALL = W::TALL;
     template <int MR, int PR>
     static void tile(const Span& s) {
         for (int begin = s.begin; begin < s.end; begin += SLICE) {
@@ -179,7 +179,7 @@ struct X8 {
 
 template <class W>
 struct Coded {
-    static constexpr int AHEAD_BYTES = AHEAD, SLICE = 512, ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR,
+    static constexpr int ASKS = AHEAD, SLICE = 512, ALONE = ROWS, PAIR = ROOMY ? 2 : 1, TALL = ROWS / PAIR,
                          PARTS = BLOCK / W::SPAN;
     template <int MR, int PR>
     static void tile(const Span& s) {
@@ -264,7 +264,7 @@ static void linear(const Weight& w, int first, int last, const std::uint8_t* x, 
             .begin = 0,
             .end = w.columns,
             .width = left < PANEL ? left : PANEL,
-            .ahead = T::AHEAD_BYTES,
+            .ahead = T::ASKS,
         };
         if (few)
             run_tile<T, 1, T::ALONE>(rows, s);
