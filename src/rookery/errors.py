@@ -25,6 +25,7 @@ RookeryError                    one line: what, where, what was wanted, the reme
 ├── TokenError                  a token id outside the vocabulary
 ├── TokenizerError              no tokenizer known, or a damaged vocabulary
 ├── InputError                  an argument, prompt or setting that makes no sense
+├── TrainingError               a run that cannot go on: the loss or a gradient is not finite
 ├── BackendError                a back end that cannot do what was asked
 └── MissingExtra                an optional dependency is absent; carries the install line
 
@@ -138,6 +139,10 @@ class TokenizerError(RookeryError):
 
 class InputError(RookeryError):
     """An argument, prompt or setting that makes no sense."""
+
+
+class TrainingError(RookeryError):
+    """A training run that cannot go on; its last good checkpoint is kept."""
 
 
 class BackendError(RookeryError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,9 +107,18 @@ class Network(nn.Module):
         logits = forward.head(o, self, x if select is None else x[select])
         return logits, [vars(s) for s in after]
 
-    def save(self, path: str, metadata: dict[str, str] | None = None, dtype: str = "f32") -> None:
-        """Write a model file under BlinkDL's names and shapes (the format by the suffix)."""
-        mine = self.state_dict()
+    def save(
+        self,
+        path: str,
+        metadata: dict[str, str] | None = None,
+        dtype: str = "f32",
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write a model file under BlinkDL's names and shapes (the format by the suffix).
+
+        `state` holds the tensors where the network's own are spread over processes.
+        """
+        mine = self.state_dict() if state is None else state
         table = [p for p in version(self.config).params(self.config) if p.name in mine]
         tensors = {
             p.name: Stored.of(mine[p.name].detach().float().cpu().numpy().reshape(p.file_shape), dtype) for p in table
