@@ -7,6 +7,7 @@ Source: arXiv 2404.05892 section 3; RWKV-LM RWKV-v5/src/model.py and RWKV-v4neo/
 from __future__ import annotations
 
 from dataclasses import replace
+from math import sqrt
 
 from rookery.architecture import spec
 from rookery.architecture.spec import Config, Param, Shapes, StatePiece
@@ -47,7 +48,8 @@ def state(c: Config) -> list[StatePiece]:
 
 
 def params(c: Config) -> list[Param]:
-    return spec.outer(c) + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
+    outer = spec.outer(c) if c.version == "5.2" else spec.outer(c, embedding=6e-4)
+    return outer + [p for layer in range(c.n_layer) for p in layer_params(c, layer)]
 
 
 def layer_params(c: Config, layer: int) -> list[Param]:
@@ -86,7 +88,7 @@ def layer_params(c: Config, layer: int) -> list[Param]:
         *spec.tuned_state(c, layer),
         spec.vector(f"{ffn}.time_mix_k", n, lambda i: (i / n) ** r10),
         spec.vector(f"{ffn}.time_mix_r", n, lambda i: (i / n) ** r10),
-        spec.matrix(f"{ffn}.key", f, n, 1, "ffn"),
+        spec.matrix(f"{ffn}.key", f, n, 1 if c.version == "5.2" else sqrt(max(1.0, f / n)), "ffn"),
         spec.matrix(f"{ffn}.receptance", n, n, 0, "ffn"),
         spec.matrix(f"{ffn}.value", n, f, 0, "ffn"),
     ]
