@@ -58,3 +58,8 @@ MATTERS = 1e-3
 
 # A stored state is float32, rounded once (2**-24) after the package's own float32 arithmetic (measured 4e-6).
 STATE_STORED = 1e-5
+
+# First values of tensors against float64 formulas, absolute: float32 rounding of numbers up to 10. W W^T against g^2 I,
+# relative to g^2: a float32 QR of up to 256 columns (measured 7e-7).
+INIT_CURVE = 1e-6
+INIT_ORTHOGONAL = 1e-5

@@ -32,7 +32,16 @@ def test_ranks_of_v7(width: int, wavg: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("version", "width", "n_ffn"),
-    [("7", 768, 3072), ("4", 768, 3072), ("6", 768, 2688), ("5.2", 2048, 7168), ("6", 208, 704), ("5.2", 4, 32)],
+    [
+        ("7", 768, 3072),
+        ("4", 768, 3072),
+        ("6", 768, 2688),
+        ("5.2", 2048, 7168),
+        ("6", 208, 704),
+        ("5.2", 4, 32),
+        ("5.1", 64, 224),
+        ("5.0", 64, 256),
+    ],
 )
 def test_width_of_channel_mixing(version: str, width: int, n_ffn: int) -> None:
     assert shape.config(settings(version=version, n_embd=width, head_size=4), 100).n_ffn == n_ffn

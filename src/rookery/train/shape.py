@@ -36,8 +36,8 @@ def config(settings: Settings, vocab_size: int) -> Config:
 
 
 def ffn(version: str, width: int) -> int:
-    """The recipe's width of channel mixing: 4 C, or with a receptance of its own (v5, v6) 3.5 C in whole units."""
-    return 4 * width if version in ("4", "7") else max(UNIT, width * 7 // 2 // UNIT * UNIT)
+    """The recipe's width of channel mixing: 4 C, or 3.5 C in whole units where time mixing has a gate matrix too."""
+    return 4 * width if version in ("4", "5.0", "7") else max(UNIT, width * 7 // 2 // UNIT * UNIT)
 
 
 def ranks(version: str, width: int) -> dict[str, int]:
