@@ -12,9 +12,7 @@ torch = pytest.importorskip("torch")
 from rookery import weights
 from rookery.backends.layout import Layout
 from rookery.backends.torch import Network
-from rookery.backends.torch.chunked import CHUNK, wkv7_chunked
-from rookery.backends.torch.ops import Ops
-from tolerances import GRADIENT_CHUNKED, GRADIENT_FINITE_DIFFERENCE, LOGITS_CHUNKED, STATE_CHUNKED
+from tolerances import GRADIENT_FINITE_DIFFERENCE
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSIONS = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v6-timestate", "v7"]
@@ -64,62 +62,6 @@ def test_the_initial_state_gets_a_gradient(version: str) -> None:
             assert piece.grad is not None, (i, name)
             assert piece.grad.isfinite().all()
             assert piece.grad.abs().max() > 0, (i, name)
-
-
-def inputs(length: int, dtype: torch.dtype, worst: bool) -> list[torch.Tensor]:
-    """r, log decay, k, v, a, b as v7 makes them: unit removal keys, decays to the steepest it allows."""
-    g = torch.Generator().manual_seed(length)
-    batch, heads, size = 2, 2, 8
-    r, k, v, kk = (torch.randn(batch, length, heads, size, generator=g, dtype=dtype) for _ in range(4))
-    kk = torch.nn.functional.normalize(kk, dim=-1)
-    rate = torch.rand(kk.shape, generator=g, dtype=dtype)
-    x = torch.full_like(r, 30.0) if worst else 4 * torch.randn(r.shape, generator=g, dtype=dtype)
-    state = torch.randn(batch, heads, size, size, generator=g, dtype=dtype)
-    return [t.requires_grad_() for t in (r, -np.exp(-0.5) * x.sigmoid(), k, v, -kk, kk * rate, state)]
-
-
-def stepped(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    *rows, state = tensors
-    batch, length = rows[0].shape[:2]
-    state, out = state, []
-    for t in range(length):  # one token is too short for the chunked form
-        o = Ops(Layout((1,) * batch), n_head=rows[0].shape[2])
-        y, state = o.wkv7(*(x[:, t] for x in rows), state)
-        out.append(y)
-    return torch.stack(out, 1), state
-
-
-@pytest.mark.parametrize("worst", [False, True], ids=["usual", "steepest"])
-@pytest.mark.parametrize("length", [CHUNK, CHUNK + 1, 3 * CHUNK - 1, 100])
-def test_chunked_wkv7_is_stepped_wkv7(length: int, worst: bool) -> None:
-    results = []
-    for form in (wkv7_chunked, stepped):
-        tensors = inputs(length, torch.float64, worst)
-        y, state = form(*tensors)
-        weight = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape)
-        ((y * weight).sum() + state.square().sum()).backward()
-        results.append([y, state, *(t.grad for t in tensors)])
-    for ours, truth in zip(*results, strict=True):
-        assert (ours - truth).norm() <= 1e-9 * truth.norm()
-
-
-def test_chunked_wkv7_in_float32_keeps_its_bounds() -> None:
-    for worst in (False, True):
-        truth = stepped(*inputs(100, torch.float64, worst))
-        ours = wkv7_chunked(*(t.detach().float() for t in inputs(100, torch.float64, worst)))
-        scale = truth[0].abs().max()
-        assert (ours[0] - truth[0]).abs().max() <= LOGITS_CHUNKED * scale
-        assert (ours[1] - truth[1]).norm() <= STATE_CHUNKED * truth[1].norm()
-
-
-def test_chunked_gradients_in_float32() -> None:
-    grads = []
-    for dtype, form in ((torch.float32, wkv7_chunked), (torch.float64, stepped)):
-        tensors = [t.detach().to(dtype).requires_grad_() for t in inputs(64, torch.float64, False)]
-        form(*tensors)[0].square().sum().backward()
-        grads.append([t.grad for t in tensors])
-    for ours, truth in zip(*grads, strict=True):
-        assert (ours - truth).norm() <= GRADIENT_CHUNKED * truth.norm()
 
 
 def test_first_values_follow_the_table() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rookery import formats
 from rookery.architecture import Config, Param, forward, version
@@ -20,6 +21,7 @@ from rookery.state import pieces
 from rookery.weights import tree
 
 States = list[dict[str, Tensor]]  # per layer, piece -> [B, ...]
+Listener = Callable[[str, Tensor], Tensor]  # of a tap: its name and value; gives the value to go on with
 
 
 class Leaf(nn.Module):
@@ -28,8 +30,16 @@ class Leaf(nn.Module):
     eps: float
 
 
+class _State:
+    """One layer's pieces as attributes, for the version files to replace."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        for name, piece in state.items():
+            setattr(self, name, piece)
+
+
 class Block(nn.Module):
-    """One block: its parameters and the version's functions. `v_first` and the state pass through it."""
+    """One block: its parameters and the version's functions, from plain tensors to plain tensors."""
 
     def __init__(self, config: Config, parts: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -37,8 +47,24 @@ class Block(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, o: Ops, x: Tensor, state: Any, v_first: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return forward.block(o, version(self.config), self, x, state, v_first)
+    def forward(
+        self,
+        x: Tensor,
+        v_first: Tensor | None,
+        state: dict[str, Tensor],
+        resets: Tensor | None = None,
+        layout: Layout | None = None,
+        listener: Listener | None = None,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """[B,T,C] (with a layout: packed [R,C]), v7's value of layer 0, the layer's state -> the same three, after.
+
+        ln0 is applied here, not with the embedding: a sharded block is whole only while it runs.
+        """
+        o, after = Ops(self.config.n_head, layout, resets, listener), _State(state)
+        if hasattr(self, "ln0"):
+            x = o.layer_norm(x, self.ln0)
+        x, v_first = forward.block(o, version(self.config), self, x, after, v_first)
+        return x, v_first, {name: getattr(after, name) for name in state}
 
 
 class Network(nn.Module):
@@ -47,6 +73,7 @@ class Network(nn.Module):
     def __init__(self, config: Config, root: SimpleNamespace) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # recompute each block going back: memory of one block's inside, a third more time
         self.emb, self.ln_out, self.head = (_module(getattr(root, n)) for n in ("emb", "ln_out", "head"))
         self.blocks = nn.ModuleList(
             Block(config, {name: _module(part) for name, part in vars(block).items()}) for block in root.blocks
@@ -83,11 +110,21 @@ class Network(nn.Module):
         tuned = [self.get_parameter(f"blocks.{i}.att.time_state") for i in range(c.n_layer)]  # [H, value, key]
         return [one | {"wkv": t.mT.expand(batch, -1, -1, -1)} for t in tuned]
 
-    def forward(self, tokens: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """[B,T] -> [B,T,V] and the states after the last token."""
-        layout = Layout((tokens.shape[1],) * tokens.shape[0])
-        logits, states = self.rows(layout, tokens.flatten(), states)
-        return logits.reshape(*tokens.shape, -1), states
+    def forward(
+        self, tokens: Tensor, states: States | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        """[B,T] -> logits [B,T,V] and the states after the last token.
+
+        `resets`: bool [B,T], true where a token begins a document: nothing before it, `states` included, reaches it.
+        """
+        x, states = self.hidden(tokens, states, resets)
+        return self.head(x), states
+
+    def hidden(
+        self, tokens: Tensor, states: States | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        """As `forward`, up to the head: [B,T,C], normalised by ln_out. A loss in parts applies `head` itself."""
+        return self._run(tokens, states, resets)
 
     def rows(
         self,
@@ -95,17 +132,43 @@ class Network(nn.Module):
         ids: Tensor,
         states: States | None = None,
         select: Tensor | None = None,
-        listener: Callable[[str, Tensor], Tensor] | None = None,
+        listener: Listener | None = None,
     ) -> tuple[Tensor, States]:
-        """Packed rows [R] of any layout -> logits [R,V] (of the rows `select` alone, if given) and the states."""
-        o = Ops(layout, self.config.n_head, listener)
-        begin = self.start(len(layout.lengths)) if states is None else states
-        after = [SimpleNamespace(**s) for s in begin]
-        x, v_first = forward.embed(o, self, ids), None
-        for o.layer, (block, state) in enumerate(zip(self.blocks, after, strict=True)):
-            x, v_first = block(o, x, state, v_first)
-        logits = forward.head(o, self, x if select is None else x[select])
-        return logits, [vars(s) for s in after]
+        """Packed rows [R] of any layout -> logits [R,V] (of the rows `select` alone, if given) and the states.
+
+        `listener` hears `layers.{i}.{tap}` with packed rows.
+        """
+        even = len(set(layout.lengths)) == 1
+        tokens = ids.reshape(len(layout.lengths), -1) if even else ids
+        x, states = self._run(tokens, states, None, None if even else layout, listener)
+        x = x.flatten(0, 1) if even else x
+        return self.head(x if select is None else x[select]), states
+
+    def _run(
+        self,
+        tokens: Tensor,
+        states: States | None,
+        resets: Tensor | None,
+        layout: Layout | None = None,
+        listener: Listener | None = None,
+    ) -> tuple[Tensor, States]:
+        o = Ops(self.config.n_head)
+        begin = self.start(len(tokens) if layout is None else len(layout.lengths)) if states is None else states
+        x, v_first, after = o.embed(self.get_parameter("emb.weight"), tokens), None, []
+        for i, (block, state) in enumerate(zip(self.blocks, begin, strict=True)):
+            heard = None if listener is None else _packed(listener, i, layout is None)
+            arguments = (x, v_first, state, resets, layout, heard)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, v_first, state = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x, v_first, state = block(*arguments)
+            after.append(state)
+        return o.layer_norm(x, self.ln_out), after
+
+    def compile_blocks(self) -> None:
+        """torch.compile every block, for the shapes that come; all but the first share one compiled graph."""
+        for block in self.blocks:
+            block.compile(dynamic=False, fullgraph=True)
 
     def save(
         self,
@@ -138,6 +201,17 @@ def initial(p: Param, generator: torch.Generator) -> Tensor:
         case Curve(value):
             count = int(np.prod(p.file_shape))
             return torch.tensor([value(i) for i in range(count)]).reshape(p.file_shape)
+
+
+def _packed(listener: Listener, layer: int, even: bool) -> Listener:
+    """A listener of layer `layer` that is given packed rows even where the block runs on [B,T,..]."""
+
+    def heard(name: str, x: Tensor) -> Tensor:
+        if not even or x.ndim < 3:  # v4 and v5 have one decay for all rows
+            return listener(f"layers.{layer}.{name}", x)
+        return listener(f"layers.{layer}.{name}", x.flatten(0, 1)).reshape(x.shape)
+
+    return heard
 
 
 def _module(node: SimpleNamespace) -> nn.Module:

@@ -1,7 +1,9 @@
 """What the words of the vocabulary mean, in torch: differentiable, on any device.
 
-R rows, C width, H heads, N head size, B sequences. The recurrences run token by token, as written in the vocabulary;
-wkv7 over an even batch of long sequences takes the chunked form (chunked.py), which equals it within a tolerance.
+R rows, C width, H heads, N head size, B sequences. Rows come in two shapes: [B,T,..] where all sequences of a step are
+equally long (training, prefill, decode), which is what torch can compile and the chunked recurrences take; else packed
+[R,..] with a Layout, whose recurrences run token by token.
+Under autocast the matrix products alone are narrow: the residual stream, norms, decay and WKV state stay float32.
 """
 
 from __future__ import annotations
@@ -14,17 +16,30 @@ from torch.nn import functional
 
 from rookery.architecture.vocabulary import Params, Vocabulary
 from rookery.backends.layout import Layout
-from rookery.backends.torch.chunked import CHUNK, wkv7_chunked
+from rookery.backends.torch import wkv
+from rookery.backends.torch.wkv import step
 
 
 class Ops(Vocabulary):
-    """The vocabulary over torch tensors for one step's layout."""
+    """The vocabulary over torch tensors, for one block of one step.
 
-    def __init__(self, layout: Layout, n_head: int, listener: Callable[[str, Tensor], Tensor] | None = None) -> None:
-        self.layout, self.n_head, self.listener, self.layer = layout, n_head, listener, 0
+    `layout`: None where rows are [B,T,..]. `resets`: None or bool [B,T], true where a token begins a document, which
+    sees nothing of what came before (even rows only). `listener` hears every tap by its name within the layer.
+    """
+
+    layer = 0
+
+    def __init__(
+        self,
+        n_head: int,
+        layout: Layout | None = None,
+        resets: Tensor | None = None,
+        listener: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.n_head, self.layout, self.resets, self.listener = n_head, layout, resets, listener
 
     def embed(self, weight: Tensor, ids: Tensor) -> Tensor:
-        return weight[ids]
+        return functional.embedding(ids, weight)
 
     def linear(self, w: Params, x: Tensor) -> Tensor:
         return w(x)  # type: ignore[no-any-return]  # a module: nn.Linear, or an adapter in its place
@@ -36,7 +51,9 @@ class Ops(Vocabulary):
         return functional.layer_norm(x, x.shape[-1:], p.weight, p.bias, p.eps)
 
     def group_norm(self, y: Tensor, p: Params) -> Tensor:
-        return functional.group_norm(self.flat(y), self.n_head, p.weight, p.bias, p.eps)
+        y = y.to(p.weight.dtype)
+        normal = functional.layer_norm(y, y.shape[-1:], eps=p.eps)
+        return torch.addcmul(p.bias, self.flat(normal), p.weight)
 
     def normalize(self, x: Tensor) -> Tensor:
         return functional.normalize(x, dim=-1, eps=1e-12)
@@ -45,7 +62,7 @@ class Ops(Vocabulary):
         return (x * y).sum(-1, keepdim=True)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), self.n_head, -1)
+        return x.reshape(*x.shape[:-1], self.n_head, -1)
 
     def flat(self, x: Tensor) -> Tensor:
         return x.flatten(-2)
@@ -66,68 +83,52 @@ class Ops(Vocabulary):
         return torch.relu(x)
 
     def tap(self, name: str, x: Tensor) -> Tensor:
-        return x if self.listener is None else self.listener(f"layers.{self.layer}.{name}", x)
+        return x if self.listener is None else self.listener(name, x)
 
     def token_shift(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        previous = x.roll(1, 0).index_put((self._index(self.layout.starts, x),), shift.to(x.dtype))
-        return previous, x[self._index(self.layout.ends, x)]
+        if self.layout is not None:
+            previous = x.roll(1, 0).index_put((self._index(self.layout.starts, x),), shift.to(x.dtype))
+            return previous, x[self._index(self.layout.ends, x)]
+        previous = torch.cat([shift.to(x.dtype)[:, None], x[:, :-1]], 1)
+        if self.resets is not None:
+            previous = previous.masked_fill(self.resets[..., None], 0)
+        return previous, x[:, -1]
 
     def wkv4(self, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        def step(s: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            top, below, m = s.unbind(1)
-            now = k + bonus
-            q = torch.maximum(m, now)
-            old, new = torch.exp(m - q), torch.exp(now - q)
-            y = (old * top + new * v) / (old * below + new)
-            q = torch.maximum(m + log_decay, k)
-            old, new = torch.exp(m + log_decay - q), torch.exp(k - q)
-            return y, torch.stack([old * top + new * v, old * below + new, q], dim=1)
-
-        return self._scan(step, state, k, v)
+        if self.layout is None:
+            return wkv.wkv4(k, v, log_decay, bonus, state, self.resets)
+        return self._scan(lambda s, k, v: step.token4(s, k, v, log_decay, bonus), state, k, v)
 
     def wkv5(
         self, r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.wkv6(r, k, v, log_decay.expand(k.shape), bonus, state)
+        if self.layout is None:
+            return wkv.wkv5(r, k, v, log_decay, bonus, state, self.resets)
+        return self._scan(lambda s, r, k, v: step.token6(s, r, k, v, log_decay, bonus), state, r, k, v)
 
     def wkv6(
         self, r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        def step(s: Tensor, r: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-            kv = k[..., None] * v[..., None, :]
-            return _read(r, s + bonus[..., None] * kv), s * decay[..., None] + kv
-
-        return self._scan(step, state, r, k, v, torch.exp(log_decay))
+        if self.layout is None:
+            return wkv.wkv6(r, k, v, log_decay, bonus, state, self.resets)
+        return self._scan(lambda s, r, k, v, g: step.token6(s, r, k, v, g, bonus), state, r, k, v, log_decay)
 
     def wkv7(
         self, r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        length = self._even()
-        if length >= CHUNK:
-            r, log_decay, k, v, a, b = (x.reshape(-1, length, *x.shape[1:]) for x in (r, log_decay, k, v, a, b))
-            y, state = wkv7_chunked(r, log_decay, k, v, a, b, state)
-            return y.flatten(0, 1), state
+        if self.layout is None:
+            return wkv.wkv7(r, log_decay, k, v, a, b, state, self.resets)
+        return self._scan(step.token7, state, r, log_decay, k, v, a, b)
 
-        def step(s: Tensor, r: Tensor, d: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-            removed = _read(a, s)[..., None, :]
-            s = s * d[..., None] + b[..., None] * removed + k[..., None] * v[..., None, :]
-            return _read(r, s), s
-
-        return self._scan(step, state, r, torch.exp(log_decay), k, v, a, b)
-
-    def _even(self) -> int:
-        """The common length of all sequences, or 0."""
-        lengths = self.layout.lengths
-        return lengths[0] if len(set(lengths)) == 1 else 0
-
-    def _scan(self, step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Run `step(state, *rows of token t) -> (y, state)` over each sequence's tokens."""
+    def _scan(self, token: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Run `token(state, *rows of token t) -> (y, state)` over each packed sequence's tokens."""
+        assert self.layout is not None
         out, order = [], []
         for b, row in self.layout.steps:
             at = self._index(row, state)
             everyone = len(b) == len(state)
             seq = self._index(b, state)
-            y, new = step(state if everyone else state[seq], *(x[at] for x in rows))
+            y, new = token(state if everyone else state[seq], *(x[at] for x in rows))
             state = new if everyone else state.index_put((seq,), new)
             out.append(y)
             order.append(at)
@@ -135,8 +136,3 @@ class Ops(Vocabulary):
 
     def _index(self, index: object, like: Tensor) -> Tensor:
         return torch.as_tensor(index, device=like.device)
-
-
-def _read(key: Tensor, state: Tensor) -> Tensor:
-    """[B,H,N], [B,H,N,N] -> [B,H,N]: the value that a key finds in a state [key, value]."""
-    return (key[..., None, :] @ state)[..., 0, :]

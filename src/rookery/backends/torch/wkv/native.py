@@ -1,0 +1,74 @@
+"""The recurrences and their gradients in the native core, for training on a CPU.
+
+Everything is contiguous float32 on the CPU and lies where torch has it; what comes back is new. The gradients make the
+states again from the inputs, so nothing has to be kept but those. B sequences, T tokens, H heads, N head size, C width;
+`resets`, where given, is bool [B,T]. A tensor of another shape, type, device or layout is a ValueError.
+The number of threads, torch's, does not show in the results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rookery import _native
+
+__all__ = ["available", "supports", "wkv7", "wkv7_backward"]
+
+
+def available() -> bool:
+    """Whether the native core is here."""
+    return _native.available()
+
+
+def supports(n: int) -> bool:
+    """Whether heads of `n` elements can be trained here; the others are left to plain torch."""
+    return available() and n % 16 == 0 and 0 < n <= _native.core.TRAINED_HEAD
+
+
+def wkv7(
+    r: Tensor, g: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, resets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[B,T,H,N] x6, [B,H,N,N] -> (y [B,T,H,N], state); g is the logarithm of the decay."""
+    inputs = _arrays(r=r, g=g, k=k, v=v, a=a, b=b, state=state)
+    y, state_out = torch.empty_like(r), torch.empty_like(state)
+    _native.core.wkv7(*inputs, _flags(resets), y.numpy(), state_out.numpy(), torch.get_num_threads())
+    return y, state_out
+
+
+def wkv7_backward(
+    dy: Tensor,
+    dstate_out: Tensor,
+    r: Tensor,
+    g: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The gradients of r, g, k, v, a, b and the initial state, from those of `wkv7`'s outputs."""
+    inputs = _arrays(dy=dy, dstate_out=dstate_out, r=r, g=g, k=k, v=v, a=a, b=b, state=state)
+    outputs = [torch.empty_like(x) for x in (r, g, k, v, a, b, state)]
+    _native.core.wkv7_backward(*inputs, _flags(resets), *(x.numpy() for x in outputs), torch.get_num_threads())
+    return tuple(outputs)
+
+
+def _arrays(**tensors: Tensor) -> list[object]:
+    for name, x in tensors.items():
+        if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+            layout = "" if x.is_contiguous() else ", not contiguous"
+            raise ValueError(
+                f"native wkv: {name} is {x.dtype} on {x.device}{layout}; contiguous float32 on the CPU is wanted: "
+                "convert it, or take plain torch"
+            )
+    return [x.detach().numpy() for x in tensors.values()]
+
+
+def _flags(resets: Tensor | None) -> object:
+    if resets is None:
+        return None
+    if resets.dtype != torch.bool or resets.device.type != "cpu":
+        raise ValueError(f"native wkv: resets are {resets.dtype} on {resets.device}; bool on the CPU is wanted")
+    return resets.contiguous().numpy()
