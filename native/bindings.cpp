@@ -108,4 +108,5 @@ NB_MODULE(_core, m) {
           "Fill `data` with the nearest blocks. ValueError if the sizes do not match. Other threads run meanwhile.");
     bind_exit();
     bind_engine(m);
+    bind_training(m);
 }

@@ -24,3 +24,4 @@ bool ending();                   // whether the interpreter waits for this threa
 
 void bind_engine(nanobind::module_& m);
 void bind_exit();
+void bind_training(nanobind::module_& m);

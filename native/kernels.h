@@ -36,6 +36,8 @@ enum class Binary : std::uint8_t { add, subtract, multiply, divide };
 enum class Unary : std::uint8_t { negative, exp, tanh, sigmoid, silu, relu, square };
 constexpr int BINARIES = 4, UNARIES = 7;
 
+struct Backward7;  // training.h
+
 struct Kernels {
     const char* name;  // generic, avx2, avx512, neon
 
@@ -69,6 +71,10 @@ struct Kernels {
     void (*wkv7)(float* y, Stride sy, const float* r, Stride sr, const float* decay, Stride sd, const float* k,
                  Stride sk, const float* v, Stride sv, const float* a, Stride sa, const float* b, Stride sb,
                  float* state, int rows, int n);
+
+    // Gradients of the `unit`th of the job's batch * heads; `scratch` is of so many floats, on a boundary of 64 bytes.
+    void (*wkv7_backward)(const Backward7& job, int unit, float* scratch);
+    std::size_t (*scratch7)(int time, int n);
 
     // Write columns [begin, end) of rows of activations as bf16 or codes (not f32); x points at column `begin`.
     // A row of `out` takes input_bytes(input, columns); begin is a multiple of 32, end too unless it is `columns`.

@@ -78,6 +78,45 @@ static inline float maximum(F x) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+static inline __m256 eight_sums(const F* x) {
+    __m256 pair[4];
+    for (int i = 0; i < 4; ++i)
+        pair[i] = _mm256_hadd_ps(_mm256_add_ps(x[2 * i].a, x[2 * i].b), _mm256_add_ps(x[2 * i + 1].a, x[2 * i + 1].b));
+    const __m256 low = _mm256_hadd_ps(pair[0], pair[1]), high = _mm256_hadd_ps(pair[2], pair[3]);
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+static inline F sums(const F x[16]) { return {eight_sums(x), eight_sums(x + 8)}; }
+static inline void transpose(__m256 x[8]) {
+    __m256 y[8];
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            x[i + 2 * j] = _mm256_shuffle_ps(y[i + j], y[i + j + 2], 0x44);
+            x[i + 2 * j + 1] = _mm256_shuffle_ps(y[i + j], y[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; ++i) {
+        y[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+        y[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+}
+static inline void transpose(F x[16]) {
+    __m256 block[4][8];  // left and right of the upper rows, then of the lower
+    for (int i = 0; i < 8; ++i) {
+        block[0][i] = x[i].a;
+        block[1][i] = x[i].b;
+        block[2][i] = x[i + 8].a;
+        block[3][i] = x[i + 8].b;
+    }
+    for (auto& eight : block) transpose(eight);
+    for (int i = 0; i < 8; ++i) {
+        x[i] = {block[0][i], block[2][i]};
+        x[i + 8] = {block[1][i], block[3][i]};
+    }
+}
 
 static inline F round(F x) {
     constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

@@ -61,6 +61,42 @@ static inline float maximum(F a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+static inline F sums(const F x[16]) {
+    __m512 y[8], z[4], two[2];  // halves, quarters, pairs of lanes, each vector's in a place of its own
+    for (int i = 0; i < 8; ++i)
+        y[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i].v, x[i + 8].v, 0x44),
+                             _mm512_shuffle_f32x4(x[i].v, x[i + 8].v, 0xee));
+    for (int i = 0; i < 4; ++i)
+        z[i] = _mm512_add_ps(_mm512_shuffle_f32x4(y[i], y[i + 4], 0x88), _mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd));
+    for (int i = 0; i < 2; ++i)
+        two[i] = _mm512_add_ps(_mm512_shuffle_ps(z[2 * i], z[2 * i + 1], 0x44),
+                               _mm512_shuffle_ps(z[2 * i], z[2 * i + 1], 0xee));
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
+    // The quarters hold vectors 0 .. 3, 8 .. 11, 4 .. 7, 12 .. 15.
+    return {_mm512_shuffle_f32x4(all, all, 0xd8)};
+}
+static inline void transpose(F x[16]) {
+    __m512 y[16], z[16];
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+        y[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+    }
+    for (int i = 0; i < 16; i += 4)  // z[i + c]: of these four rows, columns c, c + 4, c + 8 and c + 12
+        for (int j = 0; j < 2; ++j) {
+            z[i + 2 * j] = _mm512_shuffle_ps(y[i + j], y[i + j + 2], 0x44);
+            z[i + 2 * j + 1] = _mm512_shuffle_ps(y[i + j], y[i + j + 2], 0xee);
+        }
+    for (int c = 0; c < 4; ++c) {
+        const __m512 upper_even = _mm512_shuffle_f32x4(z[c], z[c + 4], 0x88);
+        const __m512 upper_odd = _mm512_shuffle_f32x4(z[c], z[c + 4], 0xdd);
+        const __m512 lower_even = _mm512_shuffle_f32x4(z[c + 8], z[c + 12], 0x88);
+        const __m512 lower_odd = _mm512_shuffle_f32x4(z[c + 8], z[c + 12], 0xdd);
+        x[c].v = _mm512_shuffle_f32x4(upper_even, lower_even, 0x88);
+        x[c + 8].v = _mm512_shuffle_f32x4(upper_even, lower_even, 0xdd);
+        x[c + 4].v = _mm512_shuffle_f32x4(upper_odd, lower_odd, 0x88);
+        x[c + 12].v = _mm512_shuffle_f32x4(upper_odd, lower_odd, 0xdd);
+    }
+}
 
 static inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 static inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }

@@ -85,6 +85,16 @@ static inline float maximum(F a) {
         for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
     return a.v[0];
 }
+// The sum of each of 16 vectors; rows and columns of 16 by 16 exchanged.
+static inline F sums(const F x[16]) { ROOKERY_LANES(F, sum(x[i])); }
+static inline void transpose(F x[16]) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float kept = x[i].v[j];
+            x[i].v[j] = x[j].v[i];
+            x[j].v[i] = kept;
+        }
+}
 
 // To the nearest whole number, ties to even; as int for |a| < 2^22.
 constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: added, it leaves the whole part in the last bits

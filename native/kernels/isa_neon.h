@@ -72,6 +72,25 @@ static inline float sum(F a) {
 static inline float maximum(F a) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
+static inline float32x4_t pairs(F a) {
+    return vpaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+}
+static inline F sums(const F x[16]) {
+    ROOKERY_QUARTERS(F, vpaddq_f32(vpaddq_f32(pairs(x[4 * i]), pairs(x[4 * i + 1])),
+                                   vpaddq_f32(pairs(x[4 * i + 2]), pairs(x[4 * i + 3]))));
+}
+static inline void transpose(F x[16]) {
+    float all[16][16];
+    for (int i = 0; i < 16; ++i) store(all[i], x[i]);
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) {
+            const float32x4x4_t block = {vld1q_f32(all[4 * i] + 4 * j), vld1q_f32(all[4 * i + 1] + 4 * j),
+                                         vld1q_f32(all[4 * i + 2] + 4 * j), vld1q_f32(all[4 * i + 3] + 4 * j)};
+            float out[16];
+            vst4q_f32(out, block);
+            for (int k = 0; k < 4; ++k) x[4 * j + k].v[i] = vld1q_f32(out + 4 * k);
+        }
+}
 
 static inline F round(F a) { ROOKERY_QUARTERS(F, vrndnq_f32(a.v[i])); }
 static inline I to_int(F a) { ROOKERY_QUARTERS(I, vcvtnq_s32_f32(a.v[i])); }

@@ -7,6 +7,7 @@
 #include "norms.inl"
 #include "recurrences.inl"
 #include "stream.inl"
+#include "training.inl"
 
 #define ROOKERY_STRING_(x) #x
 #define ROOKERY_STRING(x) ROOKERY_STRING_(x)
@@ -19,6 +20,7 @@ void fill(Kernels& table) {
     fill_norms(table);
     fill_recurrences(table);
     fill_linear(table);
+    fill_training(table);
     table.stream = stream;
 }
 

@@ -129,3 +129,43 @@ def isa() -> str:
 
 def isas() -> list[str]:
     """The instruction sets that run here."""
+
+TRAINED_HEAD: int
+"""The largest head that the recurrences below take; each must be a multiple of 16."""
+
+def wkv7(
+    r: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    a: npt.NDArray[np.float32],
+    b: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    y: npt.NDArray[np.float32],
+    state_out: npt.NDArray[np.float32],
+    threads: int,
+) -> None:
+    """Fill y [B,T,H,N] and state_out [B,H,N,N]. ValueError for shapes that do not fit. Other threads run meanwhile."""
+
+def wkv7_backward(
+    dy: npt.NDArray[np.float32],
+    dstate_out: npt.NDArray[np.float32],
+    r: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    a: npt.NDArray[np.float32],
+    b: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    dr: npt.NDArray[np.float32],
+    ddecay: npt.NDArray[np.float32],
+    dk: npt.NDArray[np.float32],
+    dv: npt.NDArray[np.float32],
+    da: npt.NDArray[np.float32],
+    db: npt.NDArray[np.float32],
+    dstate: npt.NDArray[np.float32],
+    threads: int,
+) -> None:
+    """Fill the gradients of wkv7's inputs. ValueError for shapes that do not fit. Other threads run meanwhile."""

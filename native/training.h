@@ -1,0 +1,37 @@
+// The recurrences as training needs them: outputs for a whole batch, and gradients. Arrays are contiguous; decay is its
+// logarithm. resets, where given, is [batch, time]: not 0 where a token begins anew, from the empty state.
+//
+// Work is shared out by heads (wkv4: by channels), each of which one thread goes through alone, and sums over a batch
+// are taken in its order: the number of threads does not show in any bit.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace rookery {
+
+constexpr int TRAINED_HEAD = 256;  // elements of a head at most, a multiple of 16
+
+struct Extent {
+    int batch, time, heads, n;
+    const std::uint8_t* resets;
+};
+
+// y and what is named like it are [batch, time, heads, n]; states are [batch, heads, n, n], key by value.
+struct Forward7 {
+    Extent extent;
+    const float *r, *decay, *k, *v, *a, *b, *state;
+    float *y, *state_out;
+};
+struct Backward7 {
+    Extent extent;
+    const float *dy, *dstate_out, *r, *decay, *k, *v, *a, *b, *state;
+    float *dr, *ddecay, *dk, *dv, *da, *db, *dstate;
+};
+
+// On `threads` threads, the caller among them. Throws std::bad_alloc before anything is written.
+void run(const Forward7& job, int threads);
+void run(const Backward7& job, int threads);
+
+}  // namespace rookery
