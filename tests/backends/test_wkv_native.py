@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+
 import tolerances
 
 torch = pytest.importorskip("torch")
-from rookery.backends.torch.wkv import native  # noqa: E402
+from rookery.backends.torch.wkv import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native core is not built")
 

@@ -8,6 +8,8 @@ The number of threads, torch's, does not show in the results.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,9 @@ def wkv7(
     r: Tensor, g: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """[B,T,H,N] x6, [B,H,N,N] -> (y [B,T,H,N], state); g is the logarithm of the decay."""
-    inputs = _arrays(r=r, g=g, k=k, v=v, a=a, b=b, state=state)
+    inputs = {"r": r, "g": g, "k": k, "v": v, "a": a, "b": b, "state": state}
     y, state_out = torch.empty_like(r), torch.empty_like(state)
-    _native.core.wkv7(*inputs, _flags(resets), y.numpy(), state_out.numpy(), torch.get_num_threads())
+    _call(_native.core.wkv7, inputs, resets, [y, state_out])
     return y, state_out
 
 
@@ -49,26 +51,24 @@ def wkv7_backward(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The gradients of r, g, k, v, a, b and the initial state, from those of `wkv7`'s outputs."""
-    inputs = _arrays(dy=dy, dstate_out=dstate_out, r=r, g=g, k=k, v=v, a=a, b=b, state=state)
+    inputs = {"dy": dy, "dstate_out": dstate_out, "r": r, "g": g, "k": k, "v": v, "a": a, "b": b, "state": state}
     outputs = [torch.empty_like(x) for x in (r, g, k, v, a, b, state)]
-    _native.core.wkv7_backward(*inputs, _flags(resets), *(x.numpy() for x in outputs), torch.get_num_threads())
+    _call(_native.core.wkv7_backward, inputs, resets, outputs)
     return tuple(outputs)
 
 
-def _arrays(**tensors: Tensor) -> list[object]:
-    for name, x in tensors.items():
+def _call(kernel: Callable[..., None], inputs: dict[str, Tensor], resets: Tensor | None, outputs: list[Tensor]) -> None:
+    """Have the kernel fill `outputs`."""
+    for name, x in inputs.items():
         if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
             layout = "" if x.is_contiguous() else ", not contiguous"
             raise ValueError(
                 f"native wkv: {name} is {x.dtype} on {x.device}{layout}; contiguous float32 on the CPU is wanted: "
                 "convert it, or take plain torch"
             )
-    return [x.detach().numpy() for x in tensors.values()]
-
-
-def _flags(resets: Tensor | None) -> object:
-    if resets is None:
-        return None
-    if resets.dtype != torch.bool or resets.device.type != "cpu":
-        raise ValueError(f"native wkv: resets are {resets.dtype} on {resets.device}; bool on the CPU is wanted")
-    return resets.contiguous().numpy()
+    if resets is not None:
+        if resets.dtype != torch.bool or resets.device.type != "cpu":
+            raise ValueError(f"native wkv: resets are {resets.dtype} on {resets.device}; bool on the CPU is wanted")
+        resets = resets.contiguous()
+    arrays = [None if x is None else x.detach().numpy() for x in (*inputs.values(), resets, *outputs)]
+    kernel(*arrays, torch.get_num_threads())
