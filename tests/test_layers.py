@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state"},
     "bench": {"model", "backends"},
     "models": set(),
+    "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "state", "backends"},
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": {"errors", "tokenizer", "weights", "model", "sampling", "state"},
@@ -40,6 +41,7 @@ THIRD_PARTY = {
     "errors": set(),
     "tokenizer/huggingface.py": {"tokenizers"},
     "hub.py": {"huggingface_hub"},
+    "train": {"numpy", "matplotlib", "wandb"},
     "*": {"numpy"},
 }
 

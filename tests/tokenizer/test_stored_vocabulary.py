@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rookery import _native, errors, weights
+from rookery import _native, errors, formats, weights
 from rookery.model import Model
 from rookery.model import load as load_model
 from rookery.tokenizer import World, load
@@ -198,3 +198,29 @@ def test_a_folder_from_end_to_end(tmp_path: Path) -> None:
     assert opened.tokenizer.name == "tokenizer"
     assert opened.weights.format == "hf"
     assert len(opened.generate("hé", max_tokens=3, seed=1)) > 0
+
+
+def test_a_vocabulary_goes_along_from_file_to_file(tmp_path: Path) -> None:
+    """A text format carries it as text, a GGUF as tokens, and both tokenise alike."""
+    lines = [f"{i + 1} {bytes((i,))!r} 1" for i in range(256)] + ["257 'once upon' 9", "260 'Ein Ei' 6"]
+    words = World.from_text("\n".join(lines).encode(), "words", "x")
+    model = weights.load(FIXTURE)
+    metadata = dict(model.metadata) | {"rookery.vocabulary": words.text()}
+    metadata.pop("rookery.tokenizer", None)
+    first = tmp_path / "first.safetensors"
+    tensors = dict(model.tensors)
+    for name in ("emb.weight", "head.weight"):  # 256 rows are too few for these words
+        wide = np.zeros((300, model.config.n_embd), np.float32)
+        tensors[name] = formats.Tensor("f32", wide.shape, wide.reshape(-1).view(np.uint8))
+    formats.write(first, tensors, metadata)
+    weights.convert(first, tmp_path / "second.gguf")
+    weights.convert(tmp_path / "second.gguf", tmp_path / "third.safetensors")
+    assert "rookery.vocabulary" not in formats.read(tmp_path / "second.gguf").metadata
+    for name in ("first.safetensors", "second.gguf", "third.safetensors"):
+        tokenizer = load_model(tmp_path / name).tokenizer
+        assert tokenizer.encode("once upon Ein Ei") == [257, 33, 260], name
+        assert tokenizer.end == 0
+    hurt = metadata | {"rookery.vocabulary": "1 'a' 1\n1 'b' 1"}
+    formats.write(first, tensors, hurt)
+    with pytest.raises(errors.TokenizerError, match="its vocabulary is damaged"):
+        _ = load_model(first).tokenizer

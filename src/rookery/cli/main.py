@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "say what a model file is and holds",
     "convert": "write a model in another format",
     "quantize": "write a model in smaller types",
+    "train": "train a model from nothing",
     "bench": "measure speed and memory",
     "pull": "download a model from the Hugging Face hub",
     "doctor": "check this installation",

@@ -91,8 +91,8 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
 
 
 def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer | None:
-    """The vocabulary that came with a model: in a GGUF's metadata, or in the folder that is the model."""
-    if format not in ("gguf", "hf"):
+    """The vocabulary that came with a model: in its metadata, or in the folder that is the model."""
+    if format not in ("gguf", "hf") and "rookery.vocabulary" not in metadata:
         return None
     from rookery.tokenizer.stored import find
 

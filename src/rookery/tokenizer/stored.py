@@ -1,4 +1,4 @@
-"""Vocabularies that come with the weights: in a GGUF's metadata, or as a file in a Hugging Face folder.
+"""Vocabularies that come with the weights: in a file's metadata, or as a file in a Hugging Face folder.
 
 A model never says which file to open: only files of fixed names are looked for, and only in the model's own folder.
 """
@@ -18,6 +18,7 @@ from rookery.tokenizer.world import World
 
 VOCABULARY, TOKENIZER = "rwkv_vocab_v20230424.txt", "tokenizer.json"
 TOKENS = "tokenizer.ggml.tokens"
+TEXT = "rookery.vocabulary"  # of metadata that is text: that of a vocabulary file
 MAX_CONFIG = 1 << 20
 
 # gguf's token types: the text of these is a name, which never stands in a text
@@ -28,16 +29,26 @@ LETTERS = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 
 def find(path: str, format: str, metadata: Mapping[str, Any]) -> World | HuggingFace | None:
     """The vocabulary that came with a model of this path, format and metadata. Raises TokenizerError and FileError."""
-    return of_folder(path) if format == "hf" else of_gguf(metadata, path)
+    if format == "hf":
+        return of_folder(path)
+    return of_gguf(metadata, path) if format == "gguf" else of_text(metadata, path)
 
 
 def where(path: str, format: str, metadata: Mapping[str, Any]) -> str | None:
     """What `find` would read, told without reading it."""
     if format == "hf":
         return next((name for name in (VOCABULARY, TOKENIZER) if name in os.listdir(path)), None)
+    if TEXT in metadata:
+        return f"rwkv, {len(str(metadata[TEXT]).splitlines()) + 1} tokens"
     tokens = metadata.get(TOKENS)
     listed = metadata.get("tokenizer.ggml.model") == "rwkv" and isinstance(tokens, Sequence)
     return f"rwkv, {len(tokens)} tokens" if listed and tokens is not None else None
+
+
+def of_text(metadata: Mapping[str, Any], path: str) -> World | None:
+    """The vocabulary that a file of text metadata carries. Raises TokenizerError."""
+    text = metadata.get(TEXT)
+    return World.from_text(text.encode(), "rwkv", path) if isinstance(text, str) else None
 
 
 def of_gguf(metadata: Mapping[str, Any], path: str) -> World | None:

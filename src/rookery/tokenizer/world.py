@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,28 @@ class World:
         self.vocab_size = MODEL_ROWS if path is None else self._trie.largest_id + 1
 
     @classmethod
+    def from_text(cls, text: bytes, name: str, path: str, *, native: bool | None = None) -> World:
+        """The text of a vocabulary file that lies in another file, `path`. Raises TokenizerError."""
+        made = cls.__new__(cls)
+        try:
+            made._trie = _trie(text, native)
+        except ValueError as error:
+            raise errors.TokenizerError(f"{path}: its vocabulary is damaged: {error}") from None
+        made.name, made.vocab_size = name, made._trie.largest_id + 1
+        return made
+
+    def text(self) -> str:
+        """The vocabulary as the text of a file. Raises TokenizerError for one whose id 0 is no end of text."""
+        if isinstance(self._trie, trie.FromZero):
+            raise errors.TokenizerError(f"the vocabulary {self.name} begins with id 0, which no vocabulary file can say")
+        lines = []
+        for id in range(1, self.vocab_size):
+            with suppress(errors.TokenError):  # a gap
+                token = self.token_bytes(id)
+                lines.append(f"{id} {token!r} {len(token)}\n")
+        return "".join(lines)
+
+    @classmethod
     def from_tokens(
         cls, tokens: Sequence[bytes], name: str, end: int | None, path: str, *, native: bool | None = None
     ) -> World:
@@ -57,15 +80,11 @@ class World:
         for id, token in enumerate(tokens):
             if token and ids.setdefault(token, id) != id:
                 raise errors.TokenizerError(f"{path}: tokens {ids[token]} and {id} of its vocabulary are the same")
-        made = cls.__new__(cls)
         text = b"\n".join(b"%d %r %d" % (id + first, token, len(token)) for token, id in ids.items())
-        try:
-            made._trie = _trie(text, native)
-        except ValueError as error:
-            raise errors.TokenizerError(f"{path}: its vocabulary is damaged: {error}") from None
+        made = cls.from_text(text, name, path, native=native)
         if first:
             made._trie = trie.FromZero(made._trie)
-        made.name, made.end, made.vocab_size = name, end, made._trie.largest_id + 1
+        made.end, made.vocab_size = end, made._trie.largest_id + 1
         return made
 
     def encode(self, text: str | bytes) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 from rookery import formats
 from rookery.errors import CannotWrite
 from rookery.formats.tensor import Tensor, plain, row_major
+from rookery.tokenizer.world import MODEL_ROWS
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
@@ -52,7 +53,16 @@ def provenance(weights: Weights) -> dict[str, str]:
 def texts(weights: Weights) -> dict[str, str]:
     """The metadata that goes along into a format that holds only text."""
     ours = {key: value for key, value in weights.metadata.items() if key.startswith("rookery.") or key in _KEPT}
-    return {key: value for key, value in ours.items() if isinstance(value, str)} | provenance(weights)
+    return {key: value for key, value in ours.items() if isinstance(value, str)} | provenance(weights) | _words(weights)
+
+
+def _words(weights: Weights) -> dict[str, str]:
+    """The vocabulary that a GGUF carries, unless its name says all."""
+    from rookery.tokenizer import stored
+
+    known = "rookery.tokenizer" in weights.metadata or weights.config.n_vocab == MODEL_ROWS
+    found = None if known or weights.format != "gguf" else stored.of_gguf(weights.metadata, weights.path)
+    return {stored.TEXT: found.text()} if found is not None and found.end == 0 else {}
 
 
 def to_gguf(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -298,7 +298,8 @@ def _header(
     }
     out |= {f"{arch}.{key}": value for key, value in (sizes | dict(facts)).items()}
     out |= gguf_vocabulary.entries(kept, config.n_vocab)
-    return out | {k: v for k, v in kept.items() if not k.startswith("general.")}
+    said = ("general.", gguf_vocabulary.CARRIED)
+    return out | {k: v for k, v in kept.items() if not k.startswith(said)}
 
 
 def file_type(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from rookery.errors import TokenError
 
 MODEL, TOKENS, KINDS = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 NORMAL, CONTROL, UNUSED = 1, 3, 5
+CARRIED = "rookery.vocabulary"  # the text of a vocabulary file, in formats whose metadata is text
 DOUBLE_NEWLINE = 261  # in World's vocabulary; ends a turn, says llama.cpp's converter
 
 
@@ -24,6 +25,12 @@ def entries(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
     """
     if MODEL in metadata:
         return {}
+    if carried := metadata.get(CARRIED):
+        from rookery.tokenizer import World
+
+        vocabulary = World.from_text(carried.encode(), "rwkv", "the model")
+        tokens = _known(vocabulary.token_bytes, min(n_vocab, vocabulary.vocab_size))
+        return _entries(tokens, n_vocab, {"bos": 0, "eos": 0})
     name = metadata.get("rookery.tokenizer") or ("world" if n_vocab == 65536 else None)
     if name == "world":
         from rookery.tokenizer import World
@@ -36,23 +43,28 @@ def entries(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
         special = {}
     else:
         return {MODEL: "no_vocab"}
-    texts = [_escaped(token) for token in tokens]
-    kinds = np.full(n_vocab, UNUSED, "<i4")
-    kinds[: len(tokens)] = NORMAL
+    return _entries(tokens, n_vocab, special)
+
+
+def _entries(tokens: list[bytes], n_vocab: int, special: Mapping[str, int]) -> dict[str, Any]:
+    """The keys for these tokens, `n_vocab` rows in all; `special` says which id begins, ends and so on."""
+    padded = tokens + [b""] * (n_vocab - len(tokens))
+    texts = [_escaped(token) if token else b"[PAD%d]" % id for id, token in enumerate(padded)]
+    kinds = np.array([NORMAL if token else UNUSED for token in padded], "<i4")
     if special:
         texts[0], kinds[0] = b"<s>", CONTROL
-    texts += [b"[PAD%d]" % i for i in range(len(texts), n_vocab)]
     ids = {f"tokenizer.ggml.{what}_token_id": id for what, id in special.items()}
     return {MODEL: "rwkv", TOKENS: texts[:n_vocab], KINDS: kinds, **ids}
 
 
 def _known(token_bytes: Callable[[int], bytes], n_vocab: int) -> list[bytes]:
+    """The bytes of ids 0 .. n_vocab - 1, none for an id that is no token."""
     tokens: list[bytes] = []
-    try:
-        while len(tokens) < n_vocab:
-            tokens.append(token_bytes(len(tokens)))
-    except TokenError:
-        pass
+    for id in range(n_vocab):
+        try:
+            tokens.append(token_bytes(id))
+        except TokenError:
+            tokens.append(b"")
     return tokens
 
 
