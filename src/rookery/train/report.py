@@ -1,0 +1,350 @@
+"""What a run says of itself: OUT/metrics.jsonl, a live line, TensorBoard, Weights & Biases, and a plot of the loss.
+
+A loss is in nats per token everywhere. metrics.jsonl has one object a line, of three kinds told apart by a key:
+    {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "time"}     after every step
+    {"step", "tokens", "validation_loss", "bits_per_byte", "time"}                 bits_per_byte null if unknown
+    {"step", "sample", "time"}
+`step` counts the steps done, `time` is seconds since 1970. All but TIMES is the same whether a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+from rookery.errors import CannotWrite, MissingExtra
+from rookery.formats.atomic import atomic_write
+from rookery.train import config
+from rookery.train.config import Settings
+
+TIMES = ("time", "tokens_per_second")
+METRICS, PLOT, WANDB_ID = "metrics.jsonl", "loss.png", "wandb.id"
+TERMINAL_EVERY, LOG_EVERY = 0.2, 10.0  # seconds between live lines
+SMOOTH = 0.98  # what a step keeps of the smoothed loss
+WINDOW = 50  # steps over which the speed is taken
+
+
+class Sink(Protocol):
+    """Somewhere else that figures and samples go to."""
+
+    def figures(self, step: int, values: dict[str, float]) -> None: ...
+
+    def text(self, step: int, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Report:
+    """The reports of one run; `first_step` is the number of steps done before it. A context manager.
+
+    Lines of metrics.jsonl about steps after `first_step` are dropped first, for those steps come again.
+    Raises CannotWrite, and MissingExtra where TensorBoard or Weights & Biases is asked for and absent.
+    """
+
+    def __init__(self, out: Path, settings: Settings, *, first_step: int, total_steps: int, live: bool = True) -> None:
+        self.out, self.settings, self.metrics = out, settings, out / METRICS
+        self.live = Live(total_steps) if live else None
+        self.sinks = _sinks(out, settings, first_step)
+        self._file: TextIO | None = None
+        self._speed = Speed()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            rewind(self.metrics, first_step)
+            self._file = self.metrics.open("a", encoding="utf-8")
+        except OSError as error:
+            raise CannotWrite(self.metrics, f"cannot be written ({error.strerror or error})") from None
+
+    def step(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int) -> None:
+        """After step number `step`: its mean loss, the rate and the gradient's norm before the clip, tokens so far."""
+        speed = self._speed.add(tokens)
+        figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        self._write({"step": step, "tokens": tokens, **figures, "tokens_per_second": speed})
+        for sink in self.sinks:
+            sink.figures(step, figures | ({} if speed is None else {"tokens_per_second": speed}))
+        if self.live:
+            self.live.step(step, loss, lr, speed, self.settings.tokens_a_step)
+
+    def validation(self, step: int, loss: float, bits_per_byte: float | None) -> None:
+        figures = {"validation_loss": loss, "bits_per_byte": bits_per_byte}
+        self._write({"step": step, "tokens": step * self.settings.tokens_a_step, **figures})
+        for sink in self.sinks:
+            sink.figures(step, {name: value for name, value in figures.items() if value is not None})
+        if self.live:
+            self.live.bits_per_byte = bits_per_byte
+            bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
+            self.live.say(f"step {step:,}: validation loss {loss:.4f} nats per token{bits}")
+
+    def sample(self, step: int, text: str) -> None:
+        self._write({"step": step, "sample": text})
+        for sink in self.sinks:
+            sink.text(step, text)
+        if self.live:
+            self.live.say(f"step {step:,}: sample:\n{text}\n")
+
+    def close(self) -> None:
+        """End the live line and the files, and draw the plot. A second call does nothing."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        if self.live:
+            self.live.close()
+        for sink in self.sinks:
+            sink.close()
+        try:
+            plot(self.metrics, self.out / PLOT)
+        except ImportError:
+            self._say(f"no {PLOT}, for matplotlib is not installed: pip install 'rookery[lab]'")
+        except CannotWrite as error:
+            self._say(f"no plot: {error}")
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _say(self, line: str) -> None:
+        if self.live:
+            self.live.say(line)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        line = json.dumps(known | {"time": round(time.time(), 3)}, ensure_ascii=False, allow_nan=False)
+        assert self._file is not None, "the report is closed"
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CannotWrite(self.metrics, f"cannot be written ({error.strerror or error})") from None
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the lines about steps after `step`, and a last line that was cut short; the file is replaced atomically."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) != len(lines):
+        with atomic_write(path) as file:
+            file.writelines(kept)
+
+
+def _step_of(line: bytes) -> float:
+    if not line.endswith(b"\n"):
+        return math.inf
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+class Speed:
+    """Tokens per second over the last WINDOW steps, pauses between them included."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
+
+    def add(self, tokens: int) -> float | None:
+        """`tokens` are done now; None while there is nothing to compare with."""
+        self._seen.append((self._clock(), tokens))
+        (begin, before), (now, _) = self._seen[0], self._seen[-1]
+        return round((tokens - before) / (now - begin), 1) if now > begin else None
+
+
+class Live:
+    """The line on stderr: rewritten on a terminal, elsewhere a new one every LOG_EVERY seconds and at the end."""
+
+    def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._stream, self._clock = total, stream or sys.stderr, clock
+        self.terminal = self._stream.isatty()
+        self.bits_per_byte: float | None = None
+        self._sum = self._weight = 0.0  # of the smoothed loss
+        self._line, self._shown, self._fresh = "", -math.inf, False
+
+    def step(self, step: int, loss: float, lr: float, speed: float | None, tokens_a_step: int) -> None:
+        self._sum, self._weight = SMOOTH * self._sum + loss, SMOOTH * self._weight + 1
+        parts = [
+            f"step {step:,}/{self._total:,} ({step / self._total:.1%})",
+            f"loss {self._sum / self._weight:.4f}",
+            *([] if self.bits_per_byte is None else [f"{self.bits_per_byte:.4f} bits/byte"]),
+            f"lr {lr:.2e}",
+        ]
+        if speed:
+            parts += [f"{speed:,.0f} tokens/s", f"ETA {duration((self._total - step) * tokens_a_step / speed)}"]
+        self._line, self._fresh = "  ".join(parts), True
+        if self._clock() - self._shown >= (TERMINAL_EVERY if self.terminal else LOG_EVERY):
+            self._show()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        clear = "\r\x1b[K" if self.terminal else ""
+        print(f"{clear}rookery: {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._fresh or (self.terminal and self._line):
+            self._show()
+            if self.terminal:
+                print(file=self._stream, flush=True)
+
+    def _show(self) -> None:
+        self._shown, self._fresh = self._clock(), False
+        if self.terminal:
+            line = self._line[: _columns(self._stream) - 1]  # a line that wraps cannot be rewritten
+            print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
+        else:
+            self.say(self._line)
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def duration(seconds: float) -> str:
+    """For people: "35 s", "4 min 10 s", "2 h 05 min", "3 d 04 h"."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02} s"
+    if s < 86_400:
+        return f"{s // 3600} h {s % 3600 // 60:02} min"
+    return f"{s // 86_400} d {s % 86_400 // 3600:02} h"
+
+
+def _sinks(out: Path, settings: Settings, first_step: int) -> list[Sink]:
+    sinks: list[Sink] = []
+    if settings.run.tensorboard:
+        sinks.append(TensorBoard(out / "tensorboard", first_step))
+    if settings.run.wandb:
+        sinks.append(Wandb(out, settings, first_step))
+    return sinks
+
+
+class TensorBoard:
+    """Events for TensorBoard; those of steps that come again are hidden."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtra("run.tensorboard", "track") from None
+        make: Any = SummaryWriter
+        self._writer = make(str(folder), purge_step=first_step + 1)
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def text(self, step: int, text: str) -> None:
+        self._writer.add_text("sample", text, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run at Weights & Biases, which a resumed run goes on with: its id is kept in OUT/wandb.id."""
+
+    def __init__(self, out: Path, settings: Settings, first_step: int) -> None:
+        try:
+            import wandb  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise MissingExtra("run.wandb", "track") from None
+        kept = out / WANDB_ID
+        known = kept.read_text("utf-8").strip() if first_step and kept.exists() else None
+        out.mkdir(parents=True, exist_ok=True)
+        self._wandb: Any = wandb
+        self._run = self._wandb.init(
+            project=settings.run.wandb, name=out.resolve().name, dir=str(out), config=config.as_dict(settings),
+            id=known, resume="allow",
+        )  # fmt: skip
+        with atomic_write(kept) as file:
+            file.write(str(self._run.id).encode())
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def text(self, step: int, text: str) -> None:
+        self._run.log({"sample": self._wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def plot(metrics: Path, to: Path) -> None:
+    """Draw training and validation loss against tokens; where there are no steps, nothing.
+
+    Raises ImportError without matplotlib, and CannotWrite.
+    """
+    rows = [r for r in read(metrics) if "tokens" in r]
+    last = max((r["tokens"] for r in rows), default=0)
+    steps = [r for r in rows if r.get("loss") is not None]
+    smooth = dict(zip((r["tokens"] for r in steps), _smoothed([r["loss"] for r in steps]), strict=True))
+    long = len(steps) > 400  # then the first steps would take half the width and most of the height
+    steps = [r for r in steps if not long or r["tokens"] >= last / 200]
+    held_out = [r for r in rows if r.get("validation_loss") is not None]
+    if not steps:
+        return
+    from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+    from matplotlib.ticker import EngFormatter  # type: ignore[import-not-found, unused-ignore]
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    tokens = [r["tokens"] for r in steps]
+    axes.plot(tokens, [r["loss"] for r in steps], color="tab:blue", alpha=0.25, linewidth=0.8, label="training")
+    axes.plot(tokens, [smooth[t] for t in tokens], color="tab:blue", linewidth=1.6, label="training, smoothed")
+    if held_out:
+        _plot_validation(axes, held_out)
+    if long:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.set_xlabel("training tokens" + (", without the first 0.5 %" if long else ""))
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.12, which="minor")
+    axes.legend(frameon=False)
+    with atomic_write(to) as file:
+        figure.savefig(file, format="png")
+
+
+def _plot_validation(axes: Any, rows: list[dict[str, Any]]) -> None:
+    values = [r["validation_loss"] for r in rows]
+    label = f"validation, last {values[-1]:.3f}"
+    bits = rows[-1]["bits_per_byte"]
+    if bits:
+        label += f" ({bits:.3f} bits per byte)"
+        factor = bits / values[-1]  # the same at every step: the held-out text has so many bytes a token
+        side = axes.secondary_yaxis("right", functions=(lambda y: y * factor, lambda y: y / factor))
+        side.set_ylabel("bits per byte of the held-out text")
+    axes.plot([r["tokens"] for r in rows], values, color="tab:orange", marker="o", markersize=4, label=label)
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """Each step's mean with its neighbours, of which there are more the later it is: an even width on a log scale."""
+    sums, out = [0.0], []
+    for value in values:
+        sums.append(sums[-1] + value)
+    for i in range(len(values)):
+        reach = (i + 1) // 20
+        begin, end = i - reach, min(len(values), i + reach + 1)
+        out.append((sums[end] - sums[begin]) / (end - begin))
+    return out
