@@ -30,13 +30,13 @@ ROUNDS, JOINED = 30, 400
 
 
 def parts(texts: list[str]) -> Counter[bytes]:
-    """How often each part occurs, of those in at least DOCUMENTS texts; the others are mostly names of one book."""
+    """How often each part occurs; not those that are often in few texts, which are mostly the names of one book."""
     found, homes = Counter[bytes](), Counter[bytes]()
     for text in texts:
         here = Counter(PARTS.findall(text.encode()))
         found.update(here)
         homes.update(here.keys())
-    return Counter({part: count for part, count in found.items() if homes[part] >= DOCUMENTS})
+    return Counter({part: n for part, n in found.items() if n < DOCUMENTS or homes[part] >= DOCUMENTS})
 
 
 def candidates(words: Counter[bytes]) -> set[bytes]:
