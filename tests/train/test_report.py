@@ -53,7 +53,10 @@ def test_metrics_say_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("died", "checkpoint"), [(8, 5), (6, 6), (3, 0), (9, 6)])
 @pytest.mark.parametrize("torn", [b"", b'{"step": 2, "tok'])
-def test_an_interrupted_run_writes_the_same(tmp_path: Path, died: int, checkpoint: int, torn: bytes) -> None:
+def test_an_interrupted_run_writes_the_same(
+    tmp_path: Path, died: int, checkpoint: int, torn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "plot", lambda *_: None)
     play(tmp_path / "whole", 0, TOTAL)
     play(tmp_path / "cut", 0, died)
     with (tmp_path / "cut" / "metrics.jsonl").open("ab") as file:
