@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "write a model in another format",
     "quantize": "write a model in smaller types",
     "train": "train a model from nothing",
+    "data": "tokenise text for training",
     "bench": "measure speed and memory",
     "pull": "download a model from the Hugging Face hub",
     "doctor": "check this installation",

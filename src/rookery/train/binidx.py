@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from rookery import errors
+from rookery.formats.atomic import atomic_write
 from rookery.formats.raw import map_file
 
 MAGIC = b"MMIDIDX\0\0"
 _HEADER = struct.Struct("<9sQBQQ")
 # 6 and 7 are both float64, which holds no ids.
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_LARGEST_ITEM = 2**31 - 1
 
 Ids = npt.NDArray[Any]
 
@@ -31,8 +33,13 @@ Ids = npt.NDArray[Any]
 def paths(prefix: str | os.PathLike[str]) -> tuple[Path, Path]:
     """PREFIX.bin and PREFIX.idx, from the prefix or from either file's name."""
     text = os.fspath(prefix)
-    stem = text.removesuffix(".bin").removesuffix(".idx")
+    stem = text[:-4] if text.endswith((".bin", ".idx")) else text
     return Path(f"{stem}.bin"), Path(f"{stem}.idx")
+
+
+def exists(prefix: str | os.PathLike[str]) -> bool:
+    """Whether both files are there."""
+    return all(path.is_file() for path in paths(prefix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,73 +124,57 @@ def _check_items(bin_path: Path, idx_path: Path, sizes: Ids, offsets: Ids, token
 
 
 class Writer:
-    """Items one by one into PREFIX.bin and PREFIX.idx, which appear, both whole, at the end of the `with` block.
+    """What `writing` hands out."""
 
-    Each item is a document. Token ids are u16 where `vocab_size` fits 65,536, else i32. Raises CannotWrite and, for an
-    id that does not fit the vocabulary, TokenError.
-    """
-
-    def __init__(self, prefix: str | os.PathLike[str], vocab_size: int = 65_536) -> None:
-        self.bin_path, self.idx_path = paths(prefix)
+    def __init__(self, file: BinaryIO, vocab_size: int) -> None:
         self.tokens = 0
-        self._vocab_size = vocab_size
+        self._file, self._vocab_size = file, vocab_size
         self._code = 8 if vocab_size <= 65_536 else 4
         self._dtype = np.dtype(_DTYPES[self._code])
         self._sizes: list[int] = []
-        self._half = self.bin_path.with_name(f".{self.bin_path.name}.{os.getpid()}")
+        self._size = 0
 
-    def __enter__(self) -> Writer:
-        with _writing(self.bin_path):
-            self._file = open(self._half, "wb")
-        return self
+    @property
+    def items(self) -> int:
+        return len(self._sizes)
 
-    def add(self, ids: Iterable[int] | Ids) -> None:
-        """One document: its ids, the token that ends it among them."""
-        item = np.asarray(ids if isinstance(ids, np.ndarray) else [*ids], np.int64)
-        if item.size and (item.min() < 0 or item.max() >= self._vocab_size):
-            wrong = item[(item < 0) | (item >= self._vocab_size)][0]
-            raise errors.TokenError(f"token {wrong} of document {len(self._sizes)} fits no {self._vocab_size} ids")
-        with _writing(self.bin_path):
-            self._file.write(item.astype(self._dtype).tobytes())
-        self._sizes.append(item.size)
-        self.tokens += item.size
+    def add(self, ids: Sequence[int] | Ids, ends: bool = True) -> None:
+        """More of an item, the last of it where it `ends`. Raises TokenError for an id not below `vocab_size`."""
+        some = np.asarray(ids, np.int64)
+        if some.size and not 0 <= some.min() <= some.max() < self._vocab_size:
+            wrong = some[(some < 0) | (some >= self._vocab_size)][0]
+            raise errors.TokenError(f"token {wrong} of document {self.items} is none of {self._vocab_size} ids")
+        self._file.write(some.astype(self._dtype).tobytes())
+        self.tokens += some.size
+        self._size += some.size
+        if self._size > _LARGEST_ITEM:
+            raise errors.InputError(f"document {self.items} has more tokens than a binidx item can: {_LARGEST_ITEM}")
+        if ends:
+            self._sizes.append(self._size)
+            self._size = 0
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        half_index = self.idx_path.with_name(f".{self.idx_path.name}.{os.getpid()}")
-        try:
-            with _writing(self.bin_path):
-                self._file.close()
-            if kind is None:
-                with _writing(self.idx_path):
-                    half_index.write_bytes(self._index())
-                    # In this order an index never points into another run's longer or shorter tokens unnoticed:
-                    # a stop between the two leaves no index at all.
-                    self.idx_path.unlink(missing_ok=True)
-                    os.replace(self._half, self.bin_path)
-                    os.replace(half_index, self.idx_path)
-        finally:
-            self._half.unlink(missing_ok=True)
-            half_index.unlink(missing_ok=True)
-
-    def _index(self) -> bytes:
+    def index(self) -> bytes:
+        """The .idx file, each item a document."""
         n = len(self._sizes)
         sizes = np.array(self._sizes, "<i4")
         offsets = np.zeros(n, "<i8")
         np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
-        header = _HEADER.pack(MAGIC, 1, self._code, n, n + 1)
-        return b"".join(
-            (
-                header,
-                sizes.tobytes(),
-                (offsets * self._dtype.itemsize).tobytes(),
-                np.arange(n + 1, dtype="<i8").tobytes(),
-            )
-        )
+        offsets *= self._dtype.itemsize
+        parts = (sizes, offsets, np.arange(n + 1, dtype="<i8"))
+        return _HEADER.pack(MAGIC, 1, self._code, n, n + 1) + b"".join(part.tobytes() for part in parts)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise errors.CannotWrite(path, f"cannot be written ({error.strerror or error})") from None
+def writing(prefix: str | os.PathLike[str], vocab_size: int = 65_536) -> Iterator[Writer]:
+    """A Writer of PREFIX.bin and PREFIX.idx, which appear, both whole, when the block ends without an exception.
+
+    Ids are stored as u16 where `vocab_size` is at most 65,536, else as i32. Raises CannotWrite.
+    """
+    bin_path, idx_path = paths(prefix)
+    with atomic_write(idx_path) as index, atomic_write(bin_path) as tokens:
+        writer = Writer(tokens, vocab_size)
+        yield writer
+        index.write(writer.index())
+        index.flush()
+        # The tokens are renamed first. A stop between the two must not leave them with the index of others.
+        idx_path.unlink(missing_ok=True)
