@@ -36,7 +36,9 @@ enum class Binary : std::uint8_t { add, subtract, multiply, divide };
 enum class Unary : std::uint8_t { negative, exp, tanh, sigmoid, silu, relu, square };
 constexpr int BINARIES = 4, UNARIES = 7;
 
-struct Backward7;  // training.h
+struct Backward4;  // training.h
+struct Backward6;
+struct Backward7;
 
 struct Kernels {
     const char* name;  // generic, avx2, avx512, neon
@@ -72,7 +74,12 @@ struct Kernels {
                  Stride sk, const float* v, Stride sv, const float* a, Stride sa, const float* b, Stride sb,
                  float* state, int rows, int n);
 
-    // Gradients of the `unit`th of the job's batch * heads; `scratch` is of so many floats, on a boundary of 64 bytes.
+    // Gradients of a job's `unit`th of batch * heads (wkv4: batch * slices of 16 channels), those that are sums over the
+    // batch for its sequence alone; `scratch` is of so many floats, on a boundary of 64 bytes.
+    void (*wkv4_backward)(const Backward4& job, int unit, float* scratch);
+    std::size_t (*scratch4)(int time);
+    void (*wkv6_backward)(const Backward6& job, int unit, float* scratch);
+    std::size_t (*scratch6)(int time, int n);
     void (*wkv7_backward)(const Backward7& job, int unit, float* scratch);
     std::size_t (*scratch7)(int time, int n);
 

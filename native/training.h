@@ -18,6 +18,34 @@ struct Extent {
     const std::uint8_t* resets;
 };
 
+// k, v, y [batch, time, channels], decay and bonus [channels], state [batch, 3, channels]: numerator, denominator, their
+// exponent. In the extent n is 1
+// and heads are channels.
+struct Forward4 {
+    Extent extent;
+    const float *k, *v, *decay, *bonus, *state;
+    float *y, *state_out;
+};
+struct Backward4 {
+    Extent extent;
+    const float *dy, *dstate_out, *k, *v, *decay, *bonus, *state;
+    float *dk, *dv, *ddecay, *dbonus, *dstate;
+};
+
+// As wkv7, and bonus [heads, n]; `fixed` where decay is [heads, n] too, the same for all tokens.
+struct Forward6 {
+    Extent extent;
+    const float *r, *k, *v, *decay, *bonus, *state;
+    bool fixed;
+    float *y, *state_out;
+};
+struct Backward6 {
+    Extent extent;
+    const float *dy, *dstate_out, *r, *k, *v, *decay, *bonus, *state;
+    bool fixed;
+    float *dr, *dk, *dv, *ddecay, *dbonus, *dstate;
+};
+
 // y and what is named like it are [batch, time, heads, n]; states are [batch, heads, n, n], key by value.
 struct Forward7 {
     Extent extent;
@@ -31,6 +59,10 @@ struct Backward7 {
 };
 
 // On `threads` threads, the caller among them. Throws std::bad_alloc before anything is written.
+void run(const Forward4& job, int threads);
+void run(const Backward4& job, int threads);
+void run(const Forward6& job, int threads);
+void run(const Backward6& job, int threads);
 void run(const Forward7& job, int threads);
 void run(const Backward7& job, int threads);
 

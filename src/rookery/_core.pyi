@@ -131,7 +131,79 @@ def isas() -> list[str]:
     """The instruction sets that run here."""
 
 TRAINED_HEAD: int
-"""The largest head that the recurrences below take; each must be a multiple of 16."""
+"""The largest head that wkv6 and wkv7 take; it must be a multiple of 16."""
+
+# The recurrences below fill the arrays after `resets` [B,T]. ValueError for shapes that do not fit, TypeError for other
+# types and layouts. Other Python threads run meanwhile.
+
+def wkv4(
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    bonus: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    y: npt.NDArray[np.float32],
+    state_out: npt.NDArray[np.float32],
+    threads: int,
+    /,
+) -> None:
+    """[B,T,C] x2, [C] x2, [B,3,C] -> [B,T,C], [B,3,C]."""
+
+def wkv4_backward(
+    dy: npt.NDArray[np.float32],
+    dstate_out: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    bonus: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    dk: npt.NDArray[np.float32],
+    dv: npt.NDArray[np.float32],
+    ddecay: npt.NDArray[np.float32],
+    dbonus: npt.NDArray[np.float32],
+    dstate: npt.NDArray[np.float32],
+    threads: int,
+    /,
+) -> None:
+    """The gradients of what is named alike."""
+
+def wkv6(
+    r: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    bonus: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    y: npt.NDArray[np.float32],
+    state_out: npt.NDArray[np.float32],
+    threads: int,
+    /,
+) -> None:
+    """[B,T,H,N] x3, decay like them or [H,N], [H,N], [B,H,N,N] -> [B,T,H,N], [B,H,N,N]."""
+
+def wkv6_backward(
+    dy: npt.NDArray[np.float32],
+    dstate_out: npt.NDArray[np.float32],
+    r: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    decay: npt.NDArray[np.float32],
+    bonus: npt.NDArray[np.float32],
+    state: npt.NDArray[np.float32],
+    resets: npt.NDArray[np.bool_] | None,
+    dr: npt.NDArray[np.float32],
+    dk: npt.NDArray[np.float32],
+    dv: npt.NDArray[np.float32],
+    ddecay: npt.NDArray[np.float32],
+    dbonus: npt.NDArray[np.float32],
+    dstate: npt.NDArray[np.float32],
+    threads: int,
+    /,
+) -> None:
+    """The gradients of what is named alike."""
 
 def wkv7(
     r: npt.NDArray[np.float32],
@@ -145,8 +217,9 @@ def wkv7(
     y: npt.NDArray[np.float32],
     state_out: npt.NDArray[np.float32],
     threads: int,
+    /,
 ) -> None:
-    """Fill y [B,T,H,N] and state_out [B,H,N,N]. ValueError for shapes that do not fit. Other threads run meanwhile."""
+    """[B,T,H,N] x6, [B,H,N,N] -> [B,T,H,N], [B,H,N,N]."""
 
 def wkv7_backward(
     dy: npt.NDArray[np.float32],
@@ -167,5 +240,6 @@ def wkv7_backward(
     db: npt.NDArray[np.float32],
     dstate: npt.NDArray[np.float32],
     threads: int,
+    /,
 ) -> None:
-    """Fill the gradients of wkv7's inputs. ValueError for shapes that do not fit. Other threads run meanwhile."""
+    """The gradients of what is named alike."""
