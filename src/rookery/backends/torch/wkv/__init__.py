@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from rookery.backends.torch.wkv import ops, step
+from rookery.backends.torch.wkv import native, ops, step
 
 __all__ = ["using", "wkv4", "wkv5", "wkv6", "wkv7"]
 
@@ -44,12 +44,14 @@ def using(form: str) -> Iterator[None]:
         _fixed = before
 
 
-def choose(length: int, device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """The form for `length` tokens of heads of `size` (v4: 0) computed in `dtype`."""
+def choose(tensor: Tensor, dtype: torch.dtype, heads: bool = True) -> str:
+    """The form for `tensor` [B,T,H,N] (without heads [B,T,C]) computed in `dtype`."""
     if _fixed:
         return _fixed
-    if length < FEW:
+    if tensor.shape[1] < FEW:
         return "step"
+    if tensor.device.type == "cpu" and dtype == torch.float32 and heads and native.supports(tensor.shape[-1]):
+        return "native"
     return "plain"
 
 
@@ -63,24 +65,30 @@ def wkv4(
 def wkv5(
     r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    return wkv6(r, k, v, log_decay, bonus, state, resets)
+    shape = r.shape[2:]
+    return wkv6(r, k, v, log_decay.expand(shape), bonus.expand(shape), state, resets)
 
 
 def wkv6(
     r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    y, state = step.wkv6(r, k, v, log_decay, bonus, state, resets)
-    return y.to(r.dtype), state
+    return _run(ops.wkv6, step.wkv6, r, k, v, log_decay, bonus, state, resets)
 
 
 def wkv7(
     r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    tensors = (r, log_decay, k, v, a, b, state)
+    return _run(ops.wkv7, step.wkv7, r, log_decay, k, v, a, b, state, resets)
+
+
+def _run(operator: ops.Operator, stepped: ops.Operator, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Inputs, state, resets to the chosen form; float32 for stepping too."""
+    *given, resets = arguments
+    tensors = [t for t in given if t is not None]
     dtype = ops.wide(tensors)
-    form = choose(r.shape[1], r.device, dtype, r.shape[-1])
-    if form == "step":
-        y, state = step.wkv7(*(t.to(dtype) for t in tensors), resets=resets)
-        return y.to(r.dtype), state
-    return ops.wkv7(*tensors, resets, form)
+    form = choose(tensors[0], dtype)
+    if form != "step":
+        return operator(*tensors, resets, form)
+    y, state = stepped(*(t.to(dtype) for t in tensors), resets=resets)
+    return y.to(tensors[0].dtype), state

@@ -5,8 +5,8 @@ decay (both within (-0.61 C, 0): their exponentials are safe in float32), H the 
     X = [r e^G; a e^E], W = [b e^-G; k e^-G], L = [b e^(G_C-G); k e^(G_C-G)]        each [2C, N]
     [R; A] = X W^T, masked: r sees its own token, a only those before                each [C, 2C], halves b | k
     U = (I - A_b)^-1 (A_k V + (a e^E) H);  Y = (r e^G) H + R [U; V];  H' = e^G_C H + L^T [U; V]
-which is the WY form of arXiv 2503.14456, appendix. All but H is known for every chunk at once, so the loop over chunks
-is one product each way: H' = M H + K, and backwards dH = M^T dH' + Q^T dY.
+which is the WY form of arXiv 2503.14456, appendix. All but H is known for every chunk at once; the loop over chunks
+does U = U_0 + P H and H' alone, and backwards dH = e^G_C dH' + P^T (L_b dH') + Q^T dY with Q = r e^G + R_b P.
 A document's reset cuts the masks by segment; H reaches only the tokens before the first reset, and only the tokens
 after the last one reach H'.
 """
@@ -36,12 +36,11 @@ class _Chunks:
     left: Tensor  # [C,N] e^(G_C-G), zero before the last reset
     scores: Tensor  # [2C,2C] [R; A]
     solve: Tensor  # [C,C] (I - A_b)^-1
-    u_own: Tensor  # [C,N] U without H
-    u_state: Tensor  # [C,N] U's factor of H
+    u_own: Tensor  # [C,N] U_0: U without H
+    u_state: Tensor  # [C,N] P: U's factor of H
     reach: Tensor  # [2C,N] the part of X that reads H
     kept: Tensor  # [2C,N] L
-    step: Tensor  # [N,N] M
-    add: Tensor  # [N,N] K
+    last: Tensor  # [N,1] e^G_C, zero after a reset
     mask: Tensor  # [2C,2C], or with resets [n,B,1,2C,2C]
     segments: Segments | None
 
@@ -72,23 +71,21 @@ def _prepare(
     solve = torch.linalg.solve_triangular(eye - a_b, eye, upper=False, unitriangular=True)
     u = solve @ torch.cat([a_k @ v, reach[..., CHUNK:, :]], -1)
     u_own, u_state = u[..., :size], u[..., size:]
-    both = kept[..., :CHUNK, :].mT @ u
-    step = both[..., size:]
-    step.diagonal(dim1=-2, dim2=-1).add_(last[..., 0, :])
-    add = both[..., :size] + kept[..., CHUNK:, :].mT @ v
     return _Chunks(
-        x, w, v, grow, before, shrink, left, scores, solve, u_own, u_state, reach, kept, step, add, mask, segments
+        x, w, v, grow, before, shrink, left, scores, solve, u_own, u_state, reach, kept, last.mT, mask, segments
     )
 
 
-def _starts(c: _Chunks, state: Tensor) -> Tensor:
-    """[n+1,B,H,N,N]: the state before each chunk, and after the last."""
-    starts = state.new_empty(len(c.step) + 1, *state.shape)
+def _run(c: _Chunks, state: Tensor) -> tuple[Tensor, Tensor]:
+    """([n+1,B,H,N,N], [n,B,H,2C,N]): the state before each chunk and after the last; [U; V]."""
+    starts = state.new_empty(len(c.x) + 1, *state.shape)
     starts[0] = state
-    flat, step, add = starts.flatten(1, 2), c.step.flatten(1, 2), c.add.flatten(1, 2)
-    for i in range(len(step)):
-        torch.baddbmm(add[i], step[i], flat[i], out=flat[i + 1])
-    return starts
+    uv = torch.cat([c.u_own, c.v], -2)
+    flat, u, factor, kept, last = (t.flatten(1, 2) for t in (starts, uv, c.u_state, c.kept, c.last))
+    for i in range(len(u)):
+        u[i, :, :CHUNK] += torch.bmm(factor[i], flat[i])
+        torch.baddbmm(flat[i] * last[i], kept[i].mT, u[i], out=flat[i + 1])
+    return starts, uv
 
 
 def forward(
@@ -96,10 +93,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """[B,T,H,N] x6, [B,H,N,N], [B,T] or None -> ([B,T,H,N], state), all of one float type, for any T."""
     c = _prepare(r, log_decay, k, v, a, b, resets)
-    starts = _starts(c, state)
-    start, r_scores = starts[:-1], c.scores[..., :CHUNK, :]
-    u = c.u_own + c.u_state @ start
-    y = c.reach[..., :CHUNK, :] @ start + r_scores @ torch.cat([u, c.v], -2)
+    starts, uv = _run(c, state)
+    y = c.reach[..., :CHUNK, :] @ starts[:-1] + c.scores[..., :CHUNK, :] @ uv
     return from_chunks(y, r.shape[1]), starts[-1].clone()
 
 
@@ -109,27 +104,27 @@ def backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of r, log_decay, k, v, a, b and state; everything between is computed again."""
     c = _prepare(r, log_decay, k, v, a, b, resets)
-    starts = _starts(c, state)
-    start = starts[:-1]
+    starts, uv = _run(c, state)
     length, dy = dy.shape[1], to_chunks(dy, CHUNK)
     r_scores = c.scores[..., :CHUNK, :]
-    r_b = r_scores[..., :CHUNK]
 
-    direct = (c.reach[..., :CHUNK, :] + r_b @ c.u_state).mT @ dy  # dY's own part of dH
+    direct = (c.reach[..., :CHUNK, :] + r_scores[..., :CHUNK] @ c.u_state).mT @ dy  # dY's own part of dH
+    duv = r_scores.mT @ dy  # of [U; V]
     ends = torch.empty_like(starts)  # the gradient of starts
     ends[-1] = dstate
-    flat, step, add = ends.flatten(1, 2), c.step.flatten(1, 2), direct.flatten(1, 2)
-    for i in reversed(range(len(step))):
-        torch.baddbmm(add[i], step[i].mT, flat[i + 1], out=flat[i])
+    flat, du, factor, kept, last, own = (t.flatten(1, 2) for t in (ends, duv, c.u_state, c.kept, c.last, direct))
+    for i in reversed(range(len(du))):
+        through = torch.bmm(kept[i], flat[i + 1])
+        du[i] += through
+        torch.addcmul(own[i], flat[i + 1], last[i], out=flat[i])
+        flat[i] += torch.bmm(factor[i].mT, through[:, :CHUNK])
     dend = ends[1:]
 
-    uv = torch.cat([c.u_own + c.u_state @ start, c.v], -2)
-    duv = r_scores.mT @ dy + c.kept @ dend  # of [U; V]
     z = c.solve.mT @ duv[..., :CHUNK, :]
     dv = duv[..., CHUNK:, :] + c.scores[..., CHUNK:, CHUNK:].mT @ z
     dyz = torch.cat([dy, z], -2)
     dscores = (dyz @ uv.mT) * c.mask
-    dreach, dkept = dyz @ start.mT, uv @ dend.mT
+    dreach, dkept = dyz @ starts[:-1].mT, uv @ dend.mT
     if c.segments is not None:
         dreach = dreach * c.segments.head.repeat(1, 1, 1, 2, 1)
     dx, dw = dscores @ c.w + dreach, dscores.mT @ c.x
