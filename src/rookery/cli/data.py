@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     print(f"wrote {' and '.join(map(str, binidx.paths(args.output)))}")
-    print(f"documents        {built.documents:,}" + (f" ({built.empty:,} empty ones left out)" if built.empty else ""))
+    print(f"documents        {built.documents:,}" + (f" ({built.empty:,} empty left out)" if built.empty else ""))
     print(f"tokens           {built.tokens:,}")
     if ratio is not None:
         print(f"bytes per token  {ratio:.3f}")

@@ -20,7 +20,7 @@ from rookery.formats.raw import brief, map_file
 from rookery.train import binidx
 
 JSON = (".jsonl", ".ndjson", ".json")
-IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".idx")
+IN_FOLDERS = (".txt", ".jsonl", ".ndjson")  # token files are named one by one: an output may lie beside its inputs
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 28
 
@@ -46,7 +46,7 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if source.is_dir():
             inside = [path for path in sorted(source.rglob("*")) if _kind(path) in IN_FOLDERS and path.is_file()]
             if not inside:
-                raise errors.InputError(f"{source}: the folder holds no .txt, .jsonl (or .gz of these) or .idx")
+                raise errors.InputError(f"{source}: the folder holds no .txt or .jsonl, nor .gz of these")
             found += inside
         elif binidx.exists(source):
             found.append(binidx.paths(source)[1])
