@@ -44,22 +44,20 @@ def using(form: str) -> Iterator[None]:
         _fixed = before
 
 
-def choose(tensor: Tensor, dtype: torch.dtype, heads: bool = True) -> str:
-    """The form for `tensor` [B,T,H,N] (without heads [B,T,C]) computed in `dtype`."""
+def choose(tensor: Tensor, dtype: torch.dtype) -> str:
+    """The form for a first input [B,T,H,N] (v4 [B,T,C]) computed in `dtype`."""
     if _fixed:
         return _fixed
     if tensor.shape[1] < FEW:
         return "step"
-    if tensor.device.type == "cpu" and dtype == torch.float32 and heads and native.supports(tensor.shape[-1]):
-        return "native"
-    return "plain"
+    fits = native.available() if tensor.ndim == 3 else native.supports(tensor.shape[-1])
+    return "native" if fits and tensor.device.type == "cpu" and dtype == torch.float32 else "plain"
 
 
 def wkv4(
     k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    y, state = step.wkv4(k, v, log_decay, bonus, state, resets)
-    return y.to(k.dtype), state
+    return _run(ops.wkv4, step.wkv4, k, v, log_decay, bonus, state, resets)
 
 
 def wkv5(

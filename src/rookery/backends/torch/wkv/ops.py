@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.backends.torch.wkv import chunked6, chunked7, native
+from rookery.backends.torch.wkv import chunked4, chunked6, chunked7, native
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 # form -> (forward, backward) by operator; a Triton kernel is one more form here, and a line in the package's `choose`.
 Pair = tuple[Operator, Callable[..., Sequence[Tensor]]]
 FORMS: dict[str, dict[str, Pair]] = {
+    "wkv4": {
+        "plain": (chunked4.forward, chunked4.backward),
+        "native": (native.wkv4, native.wkv4_backward),
+    },
     "wkv6": {
         "plain": (chunked6.forward, chunked6.backward),
         "native": (native.wkv6, native.wkv6_backward),
@@ -100,5 +104,6 @@ def _define(name: str, arguments: Sequence[str]) -> Operator:
     return forward
 
 
+wkv4: Operator = _define("wkv4", ("k", "v", "log_decay", "bonus"))
 wkv6: Operator = _define("wkv6", ("r", "k", "v", "log_decay", "bonus"))  # log_decay [B,T,H,N], or [H,N] for all tokens
 wkv7: Operator = _define("wkv7", ("r", "log_decay", "k", "v", "a", "b"))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+EMPTY = (0.0, 0.0, -1e30)  # v4's state before any token: numerator, denominator, the exponent of their scale
+
 
 def token4(s: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
     """[B,3,C], [B,C] x2, [C] x2. Numerator and denominator are scaled by e^m, the largest exponent so far."""
@@ -61,8 +63,8 @@ def wkv7(
 
 
 def empty4(like: Tensor) -> Tensor:
-    """[B,3,C]: v4's state before any token."""
-    return like.new_tensor([0.0, 0.0, -1e30])[:, None].expand_as(like)
+    """[B,3,C]."""
+    return like.new_tensor(EMPTY)[:, None].expand_as(like)
 
 
 def _over(
