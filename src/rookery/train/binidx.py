@@ -140,7 +140,7 @@ class Writer:
 
     def add(self, ids: Sequence[int] | Ids, ends: bool = True) -> None:
         """More of an item, the last of it where it `ends`. Raises TokenError for an id not below `vocab_size`."""
-        some = np.asarray(ids, np.int64)
+        some = ids if isinstance(ids, np.ndarray) else np.array(ids, np.int64)
         if some.size and not 0 <= some.min() <= some.max() < self._vocab_size:
             wrong = some[(some < 0) | (some >= self._vocab_size)][0]
             raise errors.TokenError(f"token {wrong} of document {self.items} is none of {self._vocab_size} ids")

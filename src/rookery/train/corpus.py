@@ -48,8 +48,11 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Pieces as tokens: all ids i32 as bytes, and per piece how many, of how many bytes of text, and whether it ends
-    its document. Or, instead, which file is wrong and how: an exception of two arguments cannot come back by itself.
+    """Pieces as tokens; or the path of a file and what is wrong with it, for an exception of two arguments cannot be
+    sent from one process to another.
+
+    ids: all ids as i32, ends of text among them; sizes: per piece its ids, its bytes of text, whether it ends a
+    document.
     """
 
     ids: bytes
@@ -84,10 +87,10 @@ def build(
 
     def write(writer: binidx.Writer) -> Built:
         if workers == 1 or name is None:
-            return _write(writer, (job if isinstance(job, Path) else _encode(tok, job) for job in jobs), tok.end)
+            return _write(writer, (job if isinstance(job, Path) else _encode(tok, job) for job in jobs))
         with ProcessPoolExecutor(workers, get_context("spawn"), _start, (name,)) as pool:
             try:
-                return _write(writer, _ahead(pool, jobs, 3 * workers), tok.end)
+                return _write(writer, _ahead(pool, jobs, 3 * workers))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -116,8 +119,7 @@ def _shuffle(source: binidx.TokenFile, writer: binidx.Writer, repeat: int, seed:
             writer.add(source.item(item))
 
 
-def _write(writer: binidx.Writer, jobs: Iterable[Path | _Encoded], end: int | None) -> Built:
-    after = [] if end is None else [end]
+def _write(writer: binidx.Writer, jobs: Iterable[Path | _Encoded]) -> Built:
     empty = text_bytes = text_tokens = 0
     for job in jobs:
         if isinstance(job, Path):
@@ -127,16 +129,14 @@ def _write(writer: binidx.Writer, jobs: Iterable[Path | _Encoded], end: int | No
             continue
         if job.wrong is not None:
             raise errors.DamagedFile(*job.wrong)
-        ids, at, before = np.frombuffer(job.ids, "<i4"), 0, writer.tokens
+        ids, at = np.frombuffer(job.ids, "<i4"), 0
         for count, size, ends in job.sizes:
             if size:
-                writer.add(ids[at : at + count], ends=ends and not after)
-                if ends and after:
-                    writer.add(after)
+                writer.add(ids[at : at + count], ends)
             else:
                 empty += 1
             at, text_bytes = at + count, text_bytes + size
-        text_tokens += writer.tokens - before
+        text_tokens += len(ids)
     if writer.tokens == 0:
         raise errors.InputError(f"the data hold no text: {empty} empty documents are all there is")
     return Built(writer.items, writer.tokens, empty, text_bytes, text_tokens)
@@ -214,6 +214,8 @@ def _encode(tok: Tokenizer, batch: list[Piece]) -> _Encoded:
             return _Encoded(b"", [], (piece.path, str(error).removeprefix(f"{piece.path}: ")))
         except errors.InputError as error:
             return _Encoded(b"", [], (piece.path, f"line {piece.line}: {error}"))
+        if text and piece.ends and tok.end is not None:
+            some.append(tok.end)
         ids += some
         sizes.append((len(some), len(text.encode()), piece.ends))
     return _Encoded(np.array(ids, "<i4").tobytes(), sizes)
