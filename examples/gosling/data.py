@@ -1,4 +1,9 @@
-"""The training text of gosling: python data.py STORIES INSTRUCT -o OUT writes OUT/train.jsonl and OUT/valid.jsonl.
+"""The training text of gosling: from the books to the two token files that gosling.toml names, in four commands.
+
+    python examples/gosling/data.py ../shared/data/stories ../shared/data/instruct -o gosling
+    python examples/gosling/vocabulary.py gosling/train.jsonl -o examples/gosling/vocabulary.txt
+    rookery data gosling/train.jsonl -o gosling/train --tokenizer examples/gosling/vocabulary.txt
+    rookery data gosling/valid.jsonl -o gosling/valid --tokenizer examples/gosling/vocabulary.txt
 
 STORIES is a folder of .txt.gz books, ASCII, one paragraph a line, a blank line between paragraphs, a title line before
 a chapter or tale; INSTRUCT holds gsm8k_train.jsonl.gz (MIT) and self_instruct_seed_tasks.jsonl (Apache-2.0). Heidi,
