@@ -2,7 +2,7 @@
 
     python benchmarks/quantised.py BOOK [--model gosling ...] [--tokens 8192] [--lora] [--json]
 
-BOOK is a text, brought into the form that gosling was trained on (examples/seedling.py) and read in windows of 1024
+BOOK is a text, brought into the form that gosling was trained on (examples/gosling) and read in windows of 1024
 tokens, each from an empty state. KL is the mean over tokens, in nats, of the model as it lies in its file, computed in
 float32, against the quantised one; "same" is how often the likeliest token is the same.
 """

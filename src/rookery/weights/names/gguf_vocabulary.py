@@ -30,7 +30,8 @@ def entries(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
 
         vocabulary = World.from_text(carried.encode(), "rwkv", "the model")
         tokens = _known(vocabulary.token_bytes, min(n_vocab, vocabulary.vocab_size))
-        return _entries(tokens, n_vocab, {"bos": 0, "eos": 0})
+        turn = {"eot": tokens.index(b"\n\n")} if b"\n\n" in tokens else {}
+        return _entries(tokens, n_vocab, {"bos": 0, "eos": 0} | turn)
     name = metadata.get("rookery.tokenizer") or ("world" if n_vocab == 65536 else None)
     if name == "world":
         from rookery.tokenizer import World
