@@ -68,9 +68,8 @@ std::size_t count(int n) { return static_cast<std::size_t>(n); }
 
 }  // namespace
 
-void run(const Forward4& job, int threads) {
+void run(const Forward4& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const Stride row = e.heads;
     const int slices = (e.heads + 15) / 16;
     share_out(e.batch * slices, threads, [&](int, int unit) {
@@ -91,9 +90,8 @@ void run(const Forward4& job, int threads) {
     });
 }
 
-void run(const Backward4& job, int threads) {
+void run(const Backward4& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const int slices = (e.heads + 15) / 16;
     const std::size_t size = count(e.heads);
     const Scratch scratch(table.scratch4(e.time), threads), each(2 * size * count(e.batch), 1);
@@ -106,9 +104,8 @@ void run(const Backward4& job, int threads) {
     add_up(job.dbonus, part.dbonus, e.batch, size);
 }
 
-void run(const Forward6& job, int threads) {
+void run(const Forward6& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const Stride row = static_cast<Stride>(e.heads) * e.n, square = static_cast<Stride>(e.n) * e.n;
     share_out(e.batch * e.heads, threads, [&](int, int unit) {
         const Stride head = static_cast<Stride>(unit % e.heads) * e.n, start = unit / e.heads * e.time * row + head;
@@ -122,9 +119,8 @@ void run(const Forward6& job, int threads) {
     });
 }
 
-void run(const Backward6& job, int threads) {
+void run(const Backward6& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const std::size_t size = count(e.heads) * count(e.n);
     const Scratch scratch(table.scratch6(e.time, e.n), threads), each(2 * size * count(e.batch), 1);
     Backward6 part = job;
@@ -136,9 +132,8 @@ void run(const Backward6& job, int threads) {
     if (job.fixed) add_up(job.ddecay, part.ddecay, e.batch, size);
 }
 
-void run(const Forward7& job, int threads) {
+void run(const Forward7& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const Stride row = static_cast<Stride>(e.heads) * e.n, square = static_cast<Stride>(e.n) * e.n;
     share_out(e.batch * e.heads, threads, [&](int, int unit) {
         const Stride start = unit / e.heads * e.time * row + static_cast<Stride>(unit % e.heads) * e.n;
@@ -152,9 +147,8 @@ void run(const Forward7& job, int threads) {
     });
 }
 
-void run(const Backward7& job, int threads) {
+void run(const Backward7& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
-    const auto& table = kernels();
     const Scratch scratch(table.scratch7(e.time, e.n), threads);
     share_out(e.batch * e.heads, threads,
               [&](int thread, int unit) { table.wkv7_backward(job, unit, scratch.of(thread)); });

@@ -59,11 +59,11 @@ struct Backward7 {
 };
 
 // On `threads` threads, the caller among them. Throws std::bad_alloc before anything is written.
-void run(const Forward4& job, int threads);
-void run(const Backward4& job, int threads);
-void run(const Forward6& job, int threads);
-void run(const Backward6& job, int threads);
-void run(const Forward7& job, int threads);
-void run(const Backward7& job, int threads);
+void run(const Forward4& job, int threads, const Kernels& table = kernels());
+void run(const Backward4& job, int threads, const Kernels& table = kernels());
+void run(const Forward6& job, int threads, const Kernels& table = kernels());
+void run(const Backward6& job, int threads, const Kernels& table = kernels());
+void run(const Forward7& job, int threads, const Kernels& table = kernels());
+void run(const Backward7& job, int threads, const Kernels& table = kernels());
 
 }  // namespace rookery
