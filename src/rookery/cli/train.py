@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rookery.cli import options
-from rookery.errors import InputError
+from rookery.errors import InputError, TrainingError
 
-INTERRUPTED = 130
+MISTAKE, INTERRUPTED = 2, 130
 
 
 class _Parser(options.Parser):
     """Takes RWKV-LM's `--n_layer 12` as the override n_layer=12."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         return super().parse_args(self._translated(args or ()), namespace)
 
     def _translated(self, words: Sequence[str]) -> list[str]:
@@ -30,7 +33,7 @@ class _Parser(options.Parser):
             name, equals, value = word[2:].partition("=")
             if not equals:
                 value = left.pop(0) if left and not left[0].startswith("--") else "true"
-            out.append(f"{name}={value}")
+            out.append(f"{name.replace('-', '_')}={value}")
         return out
 
 
@@ -51,35 +54,78 @@ def parser() -> options.Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rookery.train import config
-
     if args.keys:
+        from rookery.train import config
+
         print(config.describe(), end="")
         return 0
+    with _terminated_as_interrupted():
+        return _alone(args) if os.environ.get("WORLD_SIZE", "1") == "1" else _one_of_many(args)
+
+
+def _alone(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    if args.dry_run:
+        return _dry_run(settings, args.json)
+    trainer = _room().Trainer(settings)
+    path = trainer.run()
+    if trainer.parallel.main:
+        _tell(trainer, path, args.json)
+    return 0 if path else INTERRUPTED
+
+
+def _one_of_many(args: argparse.Namespace) -> int:
+    """As `_alone`; where something fails, the process that saw it first speaks and the others end quietly."""
+    _room()
+    from rookery.train import parallel
+
+    try:
+        return _alone(args)
+    except Exception as error:
+        if not parallel.first_to_fail():
+            return MISTAKE
+        if parallel.lost(error):
+            raise TrainingError(
+                "another process of the run was lost; the same command goes on from the last checkpoint"
+            ) from error
+        raise
+    finally:
+        parallel.close()
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from rookery.train import config
+
     files = [s for s in args.settings if "=" not in s]
     if len(files) > 1:
         raise InputError(f"{files[1]!r}: one CONFIG is wanted; a key is set by key=value")
     if not args.settings:
         raise InputError("required: CONFIG, a TOML file (`rookery train --keys` prints one with all defaults)")
-    settings = config.load(files[0] if files else None, [s for s in args.settings if "=" in s])
-    if args.dry_run:
-        return _dry_run(settings, args.json)
-    trainer = _room().Trainer(settings)
+    return config.load(files[0] if files else None, [s for s in args.settings if "=" in s])
+
+
+def _tell(trainer: Any, path: Any, as_json: bool) -> None:
+    settings, steps = trainer.settings, trainer.done
+    if as_json:
+        print(json.dumps({"out": settings.run.out, "model": str(path) if path else None, "step": steps}))
+    elif path:
+        print(f"wrote {path}: {steps} steps, {steps * settings.tokens_a_step:,} tokens")
+    else:
+        print(f"stopped after step {steps} of {settings.steps}; the same command goes on from there")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM cleans up as Ctrl-C does, where the loop does not take either for a wish to save."""
     try:
-        path = trainer.run()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
     finally:
-        trainer.parallel.close()
-    if trainer.parallel.main:
-        done = {"out": settings.run.out, "model": str(path) if path else None, "step": trainer.done}
-        if args.json:
-            print(json.dumps(done))
-        else:
-            print(
-                f"wrote {path}: {trainer.done} steps, {trainer.done * settings.tokens_a_step:,} tokens"
-                if path
-                else f"stopped after step {trainer.done} of {settings.steps}; the same command goes on from there"
-            )
-    return 0 if path else INTERRUPTED
+        signal.signal(signal.SIGTERM, before)
 
 
 def _room() -> Any:
@@ -95,5 +141,6 @@ def _dry_run(settings: Any, as_json: bool) -> int:
     from rookery.train import estimate
 
     found = estimate.dry_run(settings)
-    print(json.dumps(found.json()) if as_json else found.text())
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(found.json()) if as_json else found.text())
     return 0

@@ -1,8 +1,10 @@
-"""Checkpoints of a run: everything that the next step depends on, in one safetensors file, replaced atomically.
+"""Checkpoints of a run: everything that the next step depends on, written so that a stop at any moment costs nothing.
 
-`OUT/checkpoints/step-00000200.safetensors` (a sharded run: a folder of torch.distributed.checkpoint of that name) holds the weights under BlinkDL's names (`model.*`), AdamW's moments and
-step counts (`adam.*`), torch's random state, and, as text, the step and the run's settings. Nothing in it is run when
-it is read. The data need no cursor: the batch of a step depends on its number alone (train/order.py).
+`OUT/checkpoints/step-00000200.safetensors` holds the weights under BlinkDL's names (`model.*`), AdamW's moments and
+step counts (`adam.*`), torch's random state, and, as text, the step, the run's settings and a checksum. Nothing in it
+is run when it is read. A sharded run writes a folder of torch.distributed.checkpoint of that name instead, whose index
+is a pickle: such folders are for those who made them. The data need no cursor: the batch of a step depends on its
+number alone (train/order.py).
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rookery import formats
-from rookery.errors import FileError, InputError
+from rookery.errors import BadHeader, CannotWrite, DamagedFile, FileError, InputError, MissingShard, TruncatedFile
 from rookery.formats.atomic import atomic_write
 from rookery.formats.tensor import Tensor as Stored
-from rookery.train.parallel import Parallel, fill, read_folder
+from rookery.train.parallel import Parallel, fill, shapes
 
-FOLDER, NAME = "checkpoints", re.compile(r"step-(\d{8})(\.safetensors)?")
+FOLDER, NAME = "checkpoints", re.compile(r"step-(\d{8,})(\.safetensors)?")
 RANDOM, RUN = "random.torch", "run.json"
+STEP, SETTINGS, CHECKSUM = "rookery.step", "rookery.settings", "rookery.crc32"
 _TYPES = {torch.float32: "f32", torch.float64: "f64", torch.uint8: "u8", torch.int64: "i64"}
 
 
@@ -39,23 +43,32 @@ class Checkpoint:
     step: int
     settings: Mapping[str, Any]
 
-    def fill(self, state: Mapping[str, Tensor]) -> None:
-        """Copy the checkpoint's tensors into those of `state`, sharded or not. Raises InputError for another model."""
-        if self.path.is_dir():
-            return _of_another(self.path, lambda: read_folder(self.path, state))
-        held = formats.read(self.path).tensors
-        _of_another(self.path, lambda: _compare(held, state))
-        for name, target in state.items():
-            fill(target, torch.from_numpy(np.array(held[name].array())))
-        torch.set_rng_state(torch.from_numpy(np.array(held[RANDOM].array())))
+    def fill(self, state: Mapping[str, Tensor], parallel: Parallel) -> None:
+        """Copy the checkpoint's tensors into those of `state`, sharded or not, and set torch's random state.
+
+        Raises InputError for one of another model.
+        """
+        random = torch.get_rng_state()
+        into = {**state, RANDOM: random}
+        try:
+            if self.path.is_dir():
+                _compare(shapes(self.path), into)
+                parallel.read_folder(self.path, into)
+            else:
+                held = formats.read(self.path).tensors
+                _compare({name: t.shape for name, t in held.items()}, into)
+                for name, target in into.items():
+                    fill(target, torch.from_numpy(np.array(held[name].array())))
+        except ValueError as error:
+            raise InputError(f"{self.path} is of another model: {error}; name another folder with out=") from None
+        torch.set_rng_state(random)
 
 
 def write(out: Path, step: int, settings: Mapping[str, Any], state: Mapping[str, Tensor], keep: int) -> Path:
     """Write the checkpoint after `step` steps and drop all but the newest `keep`. Raises CannotWrite."""
     path = _folder(out) / f"step-{step:08}.safetensors"
-    metadata = {"rookery.step": str(step), "rookery.settings": json.dumps(settings, sort_keys=True)}
-    tensors = {name: _stored(t) for name, t in (dict(state) | {RANDOM: torch.get_rng_state()}).items()}
-    formats.write(path, tensors, metadata)
+    tensors = {name: _stored(t) for name, t in {**state, RANDOM: torch.get_rng_state()}.items()}
+    formats.write(path, tensors, {STEP: str(step), SETTINGS: json.dumps(settings), CHECKSUM: _checksum(tensors)})
     _drop(out, keep)
     return path
 
@@ -66,41 +79,45 @@ def write_folder(
     """The same of a sharded run: every process calls it."""
     path = _folder(out) / f"step-{step:08}"
 
-    def describe(temporary: Path) -> None:
-        with atomic_write(temporary / RUN) as file:
-            file.write(json.dumps({"step": step, "settings": settings}).encode())
+    def describe(folder: Path) -> None:
+        sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
+        with atomic_write(folder / RUN) as file:
+            file.write(json.dumps({"step": step, "settings": settings, "sizes": sizes}).encode())
 
-    parallel.write_folder(path, state, describe)
+    parallel.write_folder(path, {**state, RANDOM: torch.get_rng_state()}, describe)
     if parallel.main:
         _drop(out, keep)
     return path
 
 
 def found(out: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
+    """The run's checkpoints, oldest first, unread."""
     folder = out / FOLDER
-    return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name)) if folder.is_dir() else []
+    named = [(m, p) for p in (folder.iterdir() if folder.is_dir() else ()) if (m := NAME.fullmatch(p.name))]
+    return [p for _, p in sorted(named, key=lambda one: (int(one[0][1]), one[1].name))]
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises FileError subclasses for a damaged file, InputError for one that is no checkpoint."""
+    """Raises subclasses of FileError for one that is damaged or is no checkpoint."""
     try:
-        if path.is_dir():
-            said = json.loads((path / RUN).read_text())
-            return Checkpoint(path, int(said["step"]), said["settings"])
-        file = formats.read(path)
-        return Checkpoint(path, int(file.metadata["rookery.step"]), json.loads(file.metadata["rookery.settings"]))
-    except (KeyError, ValueError, OSError):
-        raise InputError(f"{path}: no checkpoint of `rookery train`; name another folder with out=") from None
+        return _read_folder(path) if path.is_dir() else _read_file(path)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise BadHeader(path, f"is no whole checkpoint of `rookery train` ({error!r})") from None
 
 
 def newest(out: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be read; a damaged one is said aloud and passed over."""
-    for path in reversed(found(out)):
+    """The newest checkpoint that is whole; a damaged one is said aloud and passed over.
+
+    Raises InputError where all are damaged: beginning anew is not what anyone meant.
+    """
+    paths = found(out)
+    for path in reversed(paths):
         try:
             return read(path)
         except FileError as error:
             say(f"passed over a damaged checkpoint: {error}")
+    if paths:
+        raise InputError(f"{out / FOLDER}: all checkpoints are damaged; remove the folder to begin anew")
     return None
 
 
@@ -109,41 +126,108 @@ def differences(one: Checkpoint, settings: Mapping[str, Any], keys: Iterable[str
     out = []
     for key in keys:
         topic, _, name = key.partition(".")
-        was, now = one.settings.get(topic, {}).get(name), json.loads(json.dumps(settings[topic][name]))
+        now = json.loads(json.dumps(settings[topic][name]))
+        was = one.settings.get(topic, {}).get(name, now)
         if was != now:
             out.append(f"{key} was {was!r} and is {now!r}")
     return out
 
 
+@contextmanager
+def folder_of_one(out: Path) -> Iterator[None]:
+    """Keep other runs out of `out` meanwhile, and clear away what a killed one left half written.
+
+    Raises InputError where another run is at work there.
+    """
+    with _locked(out):
+        for place in (out, out / FOLDER, out / "data"):
+            for left in place.glob(".*.tmp"):
+                _remove(left)
+        yield
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # a system without it: then runs are not kept apart
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another `rookery train` works there; name another folder with out=") from None
+        except OSError:  # a file system that has no locks
+            pass
+        yield
+
+
+def make_folder(out: Path) -> None:
+    """Raises CannotWrite, with the remedy, for a name that cannot be a run's folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file" if out.is_file() else f"cannot be made ({error.strerror})"
+        raise CannotWrite(out, f"{why}; name a folder for the run with out=") from None
+
+
+def _read_file(path: Path) -> Checkpoint:
+    file = formats.read(path)
+    step, settings = int(file.metadata[STEP]), json.loads(file.metadata[SETTINGS])
+    wanted = file.metadata.get(CHECKSUM)
+    if wanted is not None and wanted != _checksum(file.tensors):
+        raise DamagedFile(path, "its tensors are not those that were written: the checksum differs")
+    return Checkpoint(path, step, settings)
+
+
+def _read_folder(path: Path) -> Checkpoint:
+    try:
+        said = json.loads((path / RUN).read_text("utf-8"))
+    except OSError:
+        raise MissingShard(path, f"has no {RUN}") from None
+    for name, size in said["sizes"].items():
+        one = path / name
+        if not one.is_file():
+            raise MissingShard(path, f"has no {name}")
+        if one.stat().st_size != size:
+            raise TruncatedFile(one, f"has {one.stat().st_size} bytes; {size} were written")
+    return Checkpoint(path, int(said["step"]), said["settings"])
+
+
 def _folder(out: Path) -> Path:
     folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder
 
 
 def _drop(out: Path, keep: int) -> None:
     for old in found(out)[:-keep]:
-        with suppress(OSError):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        _remove(old)
 
 
-def _of_another(path: Path, do: Callable[[], None]) -> None:
-    try:
-        do()
-    except (ValueError, KeyError, RuntimeError) as error:
-        what = str(error).splitlines()[0][:200]
-        raise InputError(f"{path} is of another model: {what}; name another folder with out=") from None
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _compare(held: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
+def _compare(held: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if name not in held:
             raise ValueError(f"it has no {name}")
-        if held[name].shape != tuple(tensor.shape):
-            raise ValueError(f"{name} is {list(held[name].shape)} there and {list(tensor.shape)} here")
+        if held[name] != tuple(tensor.shape):
+            raise ValueError(f"{name} is {list(held[name])} there and {list(tensor.shape)} here")
     for name in held:
-        if name not in state and name != RANDOM:
+        if name not in state:
             raise ValueError(f"{name} has no place in this run's model")
+
+
+def _checksum(tensors: Mapping[str, Stored]) -> str:
+    """Of all bytes, in the order of the names."""
+    check = 0
+    for name in sorted(tensors):
+        check = crc32(tensors[name].data.data, check)
+    return f"{check:08x}"
 
 
 def _stored(tensor: Tensor) -> Stored:

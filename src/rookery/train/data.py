@@ -5,23 +5,34 @@ B sequences, T tokens.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rookery import tokenizer
 from rookery.errors import InputError
+from rookery.formats.atomic import atomic_write
 from rookery.tokenizer import Tokenizer
 from rookery.train import binidx, corpus, order
 from rookery.train.config import Settings
 from rookery.train.parallel import Parallel
 
+LOOKED_AT = 1 << 26  # tokens of a stream whose ids are checked before the first step; the others are as they are read
+
+Ids = npt.NDArray[Any]
+
 
 class Data:
-    """Training and held-out tokens of `settings`, as memory-mapped streams."""
+    """Training and held-out tokens of `settings`, as memory-mapped streams.
+
+    Raises FileError, TokenizerError and InputError: no text, too little of it, a vocabulary that does not fit.
+    """
 
     def __init__(self, settings: Settings, parallel: Parallel) -> None:
         d = settings.data
@@ -33,22 +44,19 @@ class Data:
         if d.reset and self.end is None:
             raise InputError(f"data.reset: the tokenizer {d.tokenizer} has no end of text, so no document has a begin")
         folder = Path(settings.run.out) / "data"
-        self.stream = _tokens(d.train, folder / "train", self.tokenizer, parallel)
-        self.held_out = _tokens(d.validation, folder / "validation", self.tokenizer, parallel) if d.validation else None
-        self.prime = order.magic_prime(len(self.stream) // self.ctx)
-        largest = max(int(t.max()) for t in (self.stream, self.held_out) if t is not None)
-        if largest >= self.vocab_size:
-            raise InputError(
-                f"data.train holds token {largest}, but the vocabulary has {self.vocab_size}: "
-                f"the data were made with another tokenizer than {d.tokenizer}"
-            )
+        self.stream = self._tokens("train", d.train, folder, d.tokenizer, parallel)
+        self.held_out = None
+        if d.validation:
+            self.held_out = self._tokens("validation", d.validation, folder, d.tokenizer, parallel)
+            if len(self.held_out) < 2:
+                raise InputError(f"data.validation has {len(self.held_out)} tokens: 2 or more are wanted")
+        self.prime = order.prime_for(len(self.stream), self.ctx)
 
-    def batch(self, step: int, rank: int, world: int) -> list[Tensor]:
-        """This process's share of the step's batch: tokens [B,T], targets [B,T] and, with data.reset, resets [B,T]."""
-        share = self.rows // world
-        first = step * self.rows + rank * share
-        starts = [order.start(first + i, self.prime, self.ctx) for i in range(share)]
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Tensor]:
+        """A process's share of the step's batch: tokens [B,T], targets [B,T] and, with data.reset, resets [B,T]."""
+        starts = [order.start(n, self.prime, self.ctx) for n in order.samples(step, self.rows, rank, world)]
         window = np.stack([self.stream[s : s + self.ctx + 1] for s in starts]).astype(np.int64)
+        self._check("data.train", window)
         out = [window[:, :-1], window[:, 1:]]
         if self.end is not None:
             begins = np.zeros_like(out[0], bool)
@@ -56,13 +64,42 @@ class Data:
             out.append(begins)
         return [torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in out]
 
+    def fingerprint(self) -> str:
+        """Tells this stream from others, by its length and pieces from all over it."""
+        n, check = len(self.stream), 0
+        for begin in range(0, n, max(1024, n // 64)):
+            check = crc32(np.asarray(self.stream[begin : begin + 1024], "<i4").tobytes(), check)
+        return f"{n} tokens, crc32 {check:08x}"
 
-def _tokens(sources: tuple[str, ...], prefix: Path, tok: Tokenizer, parallel: Parallel) -> Any:
-    """The stream of one binidx, or of one made from the sources once: by the first process, while others wait."""
-    if len(sources) == 1 and binidx.exists(sources[0]):
-        return binidx.read(sources[0]).tokens
-    if parallel.main and not binidx.exists(prefix):
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        corpus.build(sources, prefix, tok)
-    parallel.barrier()
-    return binidx.read(prefix).tokens
+    def _tokens(self, name: str, sources: tuple[str, ...], folder: Path, vocabulary: str, parallel: Parallel) -> Ids:
+        """The stream of one token file, or of one made from the sources once: by the first process, as others wait."""
+        if len(sources) == 1 and binidx.exists(sources[0]):
+            stream: Ids = binidx.read(sources[0]).tokens
+        else:
+            prefix = folder / name
+            if parallel.main:
+                _build(prefix, sources, vocabulary)
+            parallel.barrier()
+            stream = binidx.read(prefix).tokens
+        self._check(f"data.{name}", stream[:LOOKED_AT])
+        return stream
+
+    def _check(self, key: str, ids: Ids) -> None:
+        if ids.size and not 0 <= (least := int(ids.min())) <= (most := int(ids.max())) < self.vocab_size:
+            raise InputError(
+                f"{key} holds token {least if least < 0 else most}, but the vocabulary has {self.vocab_size}: "
+                "the data were made with another tokenizer than data.tokenizer"
+            )
+
+
+def _build(prefix: Path, sources: tuple[str, ...], vocabulary: str) -> None:
+    """Tokenise `sources` unless that was done; PREFIX.json says of what the token file was made."""
+    note = prefix.with_suffix(".json")
+    of = json.dumps({"sources": sources, "tokenizer": vocabulary})
+    if binidx.exists(prefix) and note.is_file() and note.read_text("utf-8") == of:
+        return
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    note.unlink(missing_ok=True)
+    corpus.build(sources, prefix, vocabulary)
+    with atomic_write(note) as file:
+        file.write(of.encode())

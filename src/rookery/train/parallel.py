@@ -1,4 +1,4 @@
-"""One process or many: who this process is, how the model is spread, and how checkpoints are put together.
+"""One process or many: who this process is, how the model is spread, and how its parts come together again.
 
 Processes come from torchrun (`python -m torch.distributed.run`). Two strategies, both torch's own: DDP, where every
 process holds all, and FSDP2 (`fully_shard`), where parameters, gradients and moments are split on their first axis.
@@ -12,29 +12,25 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
-from rookery.errors import InputError
+from rookery.errors import CannotWrite, InputError
+
+_store: dist.Store | None = None  # what all processes of this run can read and write
 
 
 class Parallel:
-    """This process among `world`; `device` is where it computes."""
+    """This process among `world`; `device` is where it computes. Raises InputError for a device that is not here."""
 
     def __init__(self, device: str = "auto", strategy: str = "auto") -> None:
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if kind.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"run.device = {device!r}: this torch sees no CUDA device; choose cpu")
-        self.device = torch.device(kind)
+        self.device = _device(device)
         if self.world > 1:
-            if self.device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            _join(self.device)
         self.strategy = ("ddp" if strategy == "auto" else strategy) if self.world > 1 else "one"
 
     @property
@@ -46,11 +42,12 @@ class Parallel:
         return self.strategy.startswith("fsdp")
 
     def spread(self, trainee: nn.Module) -> nn.Module:
-        """The module to call: `trainee` itself, wrapped, or sharded in place. `trainee.network.blocks` are the units."""
+        """The module to call: `trainee`, wrapped or sharded in place, by the units `trainee.network.blocks`."""
         if self.sharded:
             from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-            policy = CPUOffloadPolicy() if self.strategy == "fsdp_offload" else OffloadPolicy()
+            offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+            policy = offload if self.strategy == "fsdp_offload" else OffloadPolicy()
             for block in trainee.network.blocks:  # type: ignore[union-attr]
                 fully_shard(block, offload_policy=policy)  # type: ignore[arg-type]
             return fully_shard(trainee, offload_policy=policy)  # type: ignore[return-value]
@@ -77,10 +74,6 @@ class Parallel:
             value /= self.world
         return float(value)
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
     def agree(self, flag: bool) -> bool:
         """True where any process says so."""
         if self.world == 1:
@@ -89,30 +82,65 @@ class Parallel:
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
-    def close(self) -> None:
+    def barrier(self) -> None:
         if self.world > 1:
-            dist.destroy_process_group()
+            dist.barrier()
 
     def write_folder(self, path: Path, tensors: Mapping[str, Tensor], describe: Callable[[Path], None]) -> None:
-        """Write a sharded checkpoint folder: complete under its name, or not there. `describe` adds files to it."""
+        """Write a sharded checkpoint folder: complete under its name, or not there. `describe` adds files to it.
+
+        Raises CannotWrite, on every process.
+        """
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
         temporary = path.with_name(f".{path.name}.tmp")
         if self.main:
             shutil.rmtree(temporary, ignore_errors=True)
         self.barrier()
-        dcp.save(dict(tensors), checkpoint_id=temporary)
+        try:
+            dcp.save(dict(tensors), checkpoint_id=temporary)
+        except CheckpointException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CannotWrite(path, f"cannot be written ({_first(error)})") from None
         if self.main:
             describe(temporary)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
         self.barrier()
 
+    def read_folder(self, path: Path, into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors of `into`, sharded or not, from a checkpoint folder of any number of processes.
+
+        Raises ValueError for one that has not the same names and shapes.
+        """
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            dcp.load(dict(into), checkpoint_id=path, no_dist=self.world == 1)
+        except CheckpointException as error:
+            raise ValueError(_first(error)) from None
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint folder holds, by name."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    held = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {name: tuple(getattr(one, "size", ())) for name, one in held.items()}
+
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together (all processes must ask), a plain one as it is."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    local = getattr(tensor, "to_local", None)
+    return local() if local is not None else tensor
 
 
 def fill(target: Tensor, values: Tensor) -> None:
@@ -125,8 +153,57 @@ def fill(target: Tensor, values: Tensor) -> None:
         target.copy_(values)
 
 
-def read_folder(path: Path, into: Mapping[str, Any]) -> None:
-    """Fill the tensors of `into`, sharded or not, from a checkpoint folder of any number of processes."""
-    import torch.distributed.checkpoint as dcp
+def first_to_fail() -> bool:
+    """Whether this process is the one that speaks of an error: the first in which one was seen.
 
-    dcp.load(dict(into), checkpoint_id=path)
+    Before the processes have met, errors are the same in all of them.
+    """
+    if _store is None:
+        return os.environ.get("RANK", "0") == "0"
+    return bool(_store.add("rookery.failed", 1) == 1)
+
+
+def close() -> None:
+    """Leave the other processes; for one alone nothing."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error)
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"run.device = {name!r}: cpu, cuda or auto is wanted") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"run.device = {name!r}: this torch sees no CUDA device; choose cpu")
+    return device
+
+
+def _join(device: torch.device) -> None:
+    """Meet the other processes."""
+    global _store
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if dist.is_initialized():
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise InputError("WORLD_SIZE is set but not MASTER_ADDR: begin with python -m torch.distributed.run")
+    _store, rank, world = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=world)
+
+
+def _first(error: BaseException) -> str:
+    """One line of what went wrong on the first process where something did."""
+    failures = getattr(error, "failures", {})
+    found = next(iter(failures.values()))[0] if failures else error
+    return (str(found).splitlines() or [type(found).__name__])[0][:200]

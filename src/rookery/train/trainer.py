@@ -1,7 +1,7 @@
 """The loop: the batch of a step, its gradient, the step of AdamW; checkpoints, validation and samples in between.
 
-`Trainer(settings).run()` is `rookery train`. `step()` alone is for loops of one's own.
-B sequences, T tokens.
+`Trainer(settings).run()` is `rookery train`. For a loop of one's own: `resume()`, `step()` as often as wanted, `save()`
+now and then, `export()`. B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,17 +20,20 @@ from torch import Tensor, nn
 
 from rookery import weights
 from rookery.backends.torch import Network
-from rookery.errors import InputError, TrainingError
+from rookery.errors import CannotWrite, InputError, TrainingError
 from rookery.train import checkpoint, config, export, optimiser, shape, validate
 from rookery.train.config import Settings
 from rookery.train.data import Data
 from rookery.train.loss import loss_of
-from rookery.train.parallel import Parallel
+from rookery.train.parallel import Parallel, part
 from rookery.train.report import Report
 
 # What a checkpoint's run must have had alike for the next step to be the same; a changed rate is only said.
-SAME = ("model.version", "data.ctx_len", "data.train", "optimiser.batch", "data.reset")
-SAID = ("optimiser.tokens", "optimiser.lr_init", "optimiser.lr_final", "optimiser.weight_decay")
+SAME = (
+    "model.version", "model.n_layer", "model.n_embd", "data.ctx_len", "data.stream", "data.reset", "optimiser.batch",
+)  # fmt: skip
+SAID = ("optimiser.tokens", "optimiser.lr_init", "optimiser.lr_final", "optimiser.weight_decay", "optimiser.grad_clip")
+SAMPLE = 200  # tokens
 
 
 class Trainee(nn.Module):
@@ -48,7 +51,10 @@ class Trainee(nn.Module):
 
 
 class Trainer:
-    """One run. Made from settings, it goes on from the newest checkpoint in `run.out`, if there is one."""
+    """One run, before its first step; `done` counts the steps.
+
+    Raises FileError, InputError, TokenizerError for settings or data that cannot be.
+    """
 
     def __init__(self, settings: Settings, live: bool = True) -> None:
         self.settings, self.out, self.live = settings, Path(settings.run.out), live
@@ -58,18 +64,19 @@ class Trainer:
         torch.set_float32_matmul_precision(run.matmul)
         torch.set_flush_denormal(True)  # the first gradients are tiny, and tiny numbers are slow
         torch.manual_seed(run.seed)
+        checkpoint.make_folder(self.out)
         self.parallel = Parallel(run.device, run.strategy)
-        self.share, self.micro = _split(settings, self.parallel.world)
+        self.micro = _micro(settings, self.parallel.world)
         self.data = Data(settings, self.parallel)
         self.network = self._network().to(self.parallel.device)
         self.network.checkpointing = run.grad_cp
         if run.compile:
             self.network.compile_blocks()
-        self.config = self.network.config
-        self.trainee = Trainee(self.network, settings)
-        self.module = self.parallel.spread(self.trainee)
-        self.adam = optimiser.adamw(self.network, self.config, settings.optimiser)
-        self.done = 0  # steps
+        self.module = self.parallel.spread(Trainee(self.network, settings))
+        self.adam = optimiser.adamw(self.network, self.network.config, settings.optimiser)
+        _begin_moments(self.adam)
+        self.said = _said(settings, self.data)
+        self.done = self.kept = 0  # steps; those of the newest checkpoint
         self.stopping = False
 
     def _network(self) -> Network:
@@ -78,7 +85,7 @@ class Trainer:
             network = Network.of(weights.load(m.load_model))
             if network.config.n_vocab < self.data.vocab_size:
                 raise InputError(
-                    f"{m.load_model} knows {network.config.n_vocab} tokens, but the data go up to "
+                    f"{m.load_model} knows {network.config.n_vocab} tokens, but the data may go up to "
                     f"{self.data.vocab_size - 1}: data.tokenizer must be the model's"
                 )
             return network
@@ -91,98 +98,142 @@ class Trainer:
 
         Raises TrainingError where either is not finite; the weights are then those before the step.
         """
-        s = self.settings
+        o = self.settings.optimiser
         self.module.train()
         self.adam.zero_grad(set_to_none=True)
-        batches = self.data.batch(self.done, self.parallel.rank, self.parallel.world)
-        micro = [x.split(self.micro) for x in batches]
-        pieces = len(micro[0])
-        total = torch.zeros((), device=self.parallel.device)
-        for i, (tokens, targets, *resets) in enumerate(zip(*micro, strict=True)):
-            with self.parallel.accumulating(self.module, last=i == pieces - 1), self.autocast():
-                loss = self.module(tokens, targets, *resets) / pieces
-            loss.backward()
-            total += loss.detach()
-        mean = self.parallel.mean(total)
-        norm = self._clip(s.optimiser.grad_clip)
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise TrainingError(self._failure(mean))
-        optimiser.set_rate(self.adam, optimiser.rate(s, self.done))
+        loss = self._backward()
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        size = float(getattr(norm, "full_tensor", lambda: norm)())
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise TrainingError(self._failure(f"loss {loss:g}, gradient norm {size:g}"))
+        if o.grad_clip:
+            nn.utils.clip_grads_with_norm_(parameters, o.grad_clip, norm)
+        optimiser.set_rate(self.adam, optimiser.rate(self.settings, self.done))
         self.adam.step()
         self.done += 1
-        return mean, norm
+        return loss, size
+
+    def _backward(self) -> float:
+        """The gradient of the step's mean loss over all its sequences, and that loss."""
+        batch = self.data.batch(self.done, self.parallel.rank, self.parallel.world)
+        pieces = list(zip(*(torch.split(x, self.micro) for x in batch), strict=True))
+        total = torch.zeros((), device=self.parallel.device)
+        for i, piece in enumerate(pieces):
+            with self.parallel.accumulating(self.module, last=i == len(pieces) - 1):
+                with self.autocast():
+                    loss = self.module(*piece) / len(pieces)
+                loss.backward()
+            total += loss.detach()
+        return self.parallel.mean(total)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.parallel.device.type, torch.bfloat16, enabled=self.settings.run.precision == "bf16"
-        )  # fmt: skip
+        narrow = self.settings.run.precision == "bf16"
+        return torch.autocast(self.parallel.device.type, torch.bfloat16, enabled=narrow)
 
-    def _clip(self, most: float) -> float:
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), most or math.inf)
-        return float(getattr(norm, "full_tensor", lambda: norm)())
-
-    def _failure(self, loss: float) -> str:
-        """Which step, which tensor, what is left, what to do."""
-        where = "the loss itself"
-        for group in self.adam.param_groups:
-            bad = [n for n, p in zip(group["names"], group["params"], strict=True) if not _finite(p.grad)]
-            if bad:
-                decays = "with" if group["weight_decay"] else "without"
-                where = f"the gradient of {bad[0]} (group lr x{group['scale']:g} {decays} decay, {len(bad)} tensors)"
-                break
-        kept = checkpoint.found(self.out)
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    def _failure(self, what: str) -> str:
+        """Which step, which tensor, what is left, what to do. Every process asks."""
+        bad = self._not_finite(lambda p: p) or self._not_finite(lambda p: p.grad)
+        largest, name = max((float(part(p).detach().abs().max()), n) for n, p in self.network.named_parameters())
+        where = f"not finite: {bad}; " if bad else ""
         return (
-            f"step {self.done}: loss {loss}, first seen in {where}; the weights were not changed and {last}. "
-            "Lower lr_init, lengthen warmup_steps, or look at the data of this step"
+            f"step {self.done + 1}: {what}; {where}the largest weight is {name} ({largest:.3g}); nothing was changed "
+            f"by this step; {self._last_good()}. Lower lr_init, lengthen warmup_steps, or look at the data of this step"
         )
+
+    def _not_finite(self, of: Any) -> str:
+        """The first tensor of `of(parameter)` that is not finite, its group, and how many more; else ""."""
+        names, first = [], ""
+        for group in self.adam.param_groups:
+            for name, p in zip(group["names"], group["params"], strict=True):
+                tensor = of(p)
+                if tensor is not None and self.parallel.agree(not bool(torch.isfinite(part(tensor)).all())):
+                    names.append(name)
+                    decays = "with" if group["weight_decay"] else "without"
+                    kind = "" if tensor is p else "the gradient of "
+                    first = first or f"{kind}{name} in the group of lr x{group['scale']:g} {decays} decay"
+        return first + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+    def _last_good(self) -> str:
+        """Weights that failed are not good even if they were kept."""
+        kept = checkpoint.found(self.out)
+        good = [path for path in kept if not path.name.startswith(f"step-{self.done:08}")]
+        if not good:
+            return "there is no good checkpoint" + (f": remove {kept[-1]}" if kept else "")
+        also = f" (remove the newer {kept[-1].name} to go on from it)" if kept[-1] != good[-1] else ""
+        return f"the last good checkpoint is {good[-1]}{also}"
 
     # the run
 
     def run(self) -> Path | None:
-        """Train to the last step; the exported model's path, or None where a signal stopped it (the state is saved)."""
-        s, total = self.settings, self.settings.steps
-        self.resume()
-        with self._signals(), Report(
-            self.out, s, first_step=self.done, total_steps=total, live=self.live and self.parallel.main
-        ) if self.parallel.main else _silent() as report:
-            while self.done < total and not self.parallel.agree(self.stopping):
-                rate = optimiser.rate(s, self.done)
-                loss, norm = self.step()
-                report.step(self.done, loss, rate, norm, self.done * s.tokens_a_step)
-                last = self.done == total
-                if s.run.validate_every and (self.done % s.run.validate_every == 0 or last):
-                    self.validate(report)
-                if s.run.sample_every and (self.done % s.run.sample_every == 0 or last):
-                    self.sample(report)
-                if self.done % s.run.save_every == 0 or last:
-                    self.save()
-        if self.done < total:
-            self.save()
-            return None
-        return self.export()
+        """Train to the last step; the exported model's path, or None where a signal stopped it (the state is saved).
 
-    def validate(self, report: Any) -> None:
-        if self.data.held_out is not None:
-            nats, bits = validate.evaluate(
-                self.network, self.data.held_out, self.settings.data.ctx_len, self.settings.run.validate_tokens,
-                self.data.tokenizer, self.parallel.device,
-            )  # fmt: skip
+        It goes on from the newest checkpoint of `run.out`, if there is one. Raises what `resume`, `step` and `save` do.
+        """
+        total = self.settings.steps
+        with checkpoint.folder_of_one(self.out) if self.parallel.main else nullcontext():
+            self.resume()
+            with self._signals(), self._report() as report:
+                while self.done < total and not self.parallel.agree(self.stopping):
+                    self._one(report)
+            if self.done > self.kept:
+                self.save()
+            return self.export() if self.done >= total else None
+
+    def _one(self, report: Report | None) -> None:
+        """A step and what follows from its number."""
+        run = self.settings.run
+        rate = optimiser.rate(self.settings, self.done)
+        loss, norm = self.step()
+        if report:
+            report.step(self.done, loss, rate, norm, self.done * self.settings.tokens_a_step)
+        if self._due(run.validate_every):
+            self._validate(report)
+        if self._due(run.sample_every) and report:
+            self._sample(report)
+        if self._due(run.save_every):
+            self.save()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.done % every == 0 or self.done == self.settings.steps)
+
+    def _report(self) -> Any:
+        if not self.parallel.main:
+            return nullcontext()
+        return Report(
+            self.out, self.settings, first_step=self.done, total_steps=self.settings.steps, live=self.live
+        )  # fmt: skip
+
+    def _validate(self, report: Report | None) -> None:
+        """Sharded, all processes are needed to have the weights; else the first does it alone."""
+        held_out, s = self.data.held_out, self.settings
+        if held_out is None or not (report or self.parallel.sharded):
+            return
+        module = self.module if self.parallel.sharded else self.network
+        nats, bits = validate.evaluate(
+            module, held_out, s.data.ctx_len, s.run.validate_tokens, self.data.tokenizer, self.parallel.device
+        )
+        if report:
             report.validation(self.done, nats, bits)
 
-    def sample(self, report: Any) -> None:
-        if self.data.tokenizer is not None:
-            prompt = self.settings.run.sample_prompt
-            report.sample(self.done, validate.sample(self.network, self.data.tokenizer, prompt, 200, self.done))
+    def _sample(self, report: Report) -> None:
+        if self.parallel.sharded:
+            self._say("no samples: the weights are spread over processes; strategy=ddp has them")
+            return
+        prompt = self.settings.run.sample_prompt
+        report.sample(self.done, validate.sample(self.network, self.data.tokenizer, prompt, SAMPLE, self.done))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM lets the step end and saves; a second one ends at once."""
+        """The first SIGINT or SIGTERM lets the step end and saves. A second one ends at once, but for one of many
+        processes: their launcher passes on what the terminal has sent them already.
+        """
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.stopping = True
-            for s in before:
-                signal.signal(s, before[s])
+            if self.parallel.world == 1:
+                for s in before:
+                    signal.signal(s, before[s])
 
         try:
             before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -198,7 +249,7 @@ class Trainer:
     # what is kept
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor the next step depends on, under the checkpoint's names; the live ones, sharded where they are."""
+        """Every tensor the next step depends on, by the checkpoint's names: the live ones, sharded where they are."""
         out: dict[str, Tensor] = {}
         for name, p in self.network.named_parameters():
             out[f"model.{name}"] = p
@@ -206,42 +257,41 @@ class Trainer:
         return out
 
     def save(self) -> None:
-        s = self.settings
-        if self.parallel.sharded:
-            checkpoint.write_folder(self.out, self.done, config.as_dict(s), self.state(), s.run.keep, self.parallel)
-        elif self.parallel.main:
-            checkpoint.write(self.out, self.done, config.as_dict(s), self.state(), s.run.keep)
+        """Write the checkpoint of `done` steps; every process calls it.
+
+        Raises CannotWrite, the older checkpoints being as they were, and TrainingError for weights that are not finite.
+        """
+        bad = self._not_finite(lambda p: p)
+        if bad:
+            raise TrainingError(f"step {self.done} left weights that are not finite: {bad}; {self._last_good()}")
+        keep = self.settings.run.keep
+        try:
+            if self.parallel.sharded:
+                checkpoint.write_folder(self.out, self.done, self.said, self.state(), keep, self.parallel)
+            elif self.parallel.main:
+                checkpoint.write(self.out, self.done, self.said, self.state(), keep)
+        except CannotWrite as error:
+            raise TrainingError(f"{error}; {self._last_good()}; the same command goes on from it") from error
         self.parallel.barrier()
+        self.kept = self.done
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of `run.out`. Raises InputError for one of another model or other data."""
         found = checkpoint.newest(self.out, self._say)
         if found is None:
             return
-        mine = config.as_dict(self.settings)
-        wrong = checkpoint.differences(found, mine, SAME)
+        wrong = checkpoint.differences(found, self.said, SAME)
         if wrong:
             raise InputError(f"{found.path} is of another run: {'; '.join(wrong)}; name another folder with out=")
-        for line in checkpoint.differences(found, mine, SAID):
+        for line in checkpoint.differences(found, self.said, SAID):
             self._say(f"going on with a change: {line}")
-        self._begin_moments()
-        found.fill(self.state())
-        self.done = found.step
-
-    def _begin_moments(self) -> None:
-        """Let AdamW make its moments, without a change: they are filled from the checkpoint."""
-        for group in self.adam.param_groups:
-            group["lr"] = 0.0
-            decay, group["weight_decay"] = group["weight_decay"], 0.0
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-            group["decay"] = decay
-        self.adam.step()
-        for group in self.adam.param_groups:
-            group["weight_decay"] = group.pop("decay")
-        self.adam.zero_grad(set_to_none=True)
+        found.fill(self.state(), self.parallel)
+        self.done = self.kept = found.step
+        if self.done < self.settings.steps:
+            self._say(f"going on after step {self.done:,} of {self.settings.steps:,}, from {found.path}")
 
     def export(self) -> Path:
+        """Write OUT/model.safetensors; every process calls it."""
         return export.write(self.network, self.settings, self.data.tokenizer, self.done, self.parallel)
 
     def _say(self, line: str) -> None:
@@ -249,28 +299,26 @@ class Trainer:
             print(f"rookery: {line}", file=sys.stderr, flush=True)
 
 
-def _split(s: Settings, world: int) -> tuple[int, int]:
-    """Sequences of one process's step and of one forward pass. Raises InputError where they do not divide."""
+def _micro(s: Settings, world: int) -> int:
+    """Sequences of one forward pass of one process. Raises InputError where they do not divide."""
     batch, micro = s.optimiser.batch, s.optimiser.micro_batch
     if batch % world:
         raise InputError(f"optimiser.batch = {batch}: a multiple of the {world} processes is wanted")
     share = batch // world
     if micro and share % micro:
         raise InputError(f"optimiser.micro_batch = {micro}: it must divide the {share} sequences of a process's step")
-    return share, micro or share
+    return micro or share
 
 
-def _finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(torch.isfinite(gradient).all())
+def _begin_moments(adam: torch.optim.Optimizer) -> None:
+    """What AdamW would make at its first step: then a checkpoint is one set of tensors at any time."""
+    for group in adam.param_groups:
+        for p in group["params"]:
+            moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[p] = {"step": torch.zeros((), device=part(p).device), **moments}
 
 
-class _Silent:
-    """The report of a process that is not the first."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
-
-
-@contextmanager
-def _silent() -> Iterator[_Silent]:
-    yield _Silent()
+def _said(settings: Settings, data: Data) -> Mapping[str, Any]:
+    """What a checkpoint says of its run: the settings, and which stream it reads wherever that lies."""
+    said = config.as_dict(settings)
+    return said | {"data": said["data"] | {"stream": data.fingerprint()}}
