@@ -1,12 +1,12 @@
 """WKV-6 and WKV-5 in chunks of CHUNK tokens: decays of any steepness, without a clamp.
 
 In a chunk, token i reaches token t > i through the product of the decays between them, e^(E_t - G_i) with G the
-inclusive and E the exclusive running sum of the log decay. No anchor makes e^E_t and e^-G_i both safe where a decay may be 0, so
-the pairs are taken by halves: in blocks of 2, 4, 8, .. CHUNK tokens each row of the upper half carries the decays from
-the middle up to it, each key of the lower half those from it to the middle. Their product is the pair's, every factor
-lies in [0, 1], nothing is ever subtracted. Doubling the blocks multiplies rows and keys by the other half's whole
-decay; after the last doubling they are r e^E, which reads the state before the chunk, and k e^(G_C-G), which writes the
-state after it.
+inclusive and E the exclusive running sum of the log decay. No anchor makes e^E_t and e^-G_i both safe where a decay may
+be 0, so the pairs are taken by halves: in blocks of 2, 4, 8, .. CHUNK tokens each row of the upper half carries the
+decays from the middle up to it, each key of the lower half those from it to the middle. Their product is the pair's,
+every factor lies in [0, 1], nothing is ever subtracted. Doubling the blocks multiplies rows and keys by the other
+half's whole decay; after the last doubling they are r e^E, which reads the state before the chunk, and k e^(G_C-G),
+which writes the state after it.
 The decay's gradient needs no power of it: raising G_t scales the pairs that token t+1 reads and shrinks those of key t.
 """
 

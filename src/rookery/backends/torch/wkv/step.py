@@ -85,4 +85,4 @@ def _over(
 
 def _read(key: Tensor, state: Tensor) -> Tensor:
     """[B,H,N], [B,H,N,N] -> [B,H,N]: the value that a key finds in a state [key, value]."""
-    return (key[..., None, :] @ state)[..., 0, :]
+    return (key[..., None] * state).sum(-2)  # not a matrix product: neither autocast nor a matmul precision touches it
