@@ -82,10 +82,10 @@ GOLDEN_ORACLE = 3e-6
 WKV_BF16 = 3e-3
 
 # A training step's gradients under bf16 autocast against float32, relative L2 per tensor: two layers of random weights,
-# each product of 8-bit numbers (measured, see tests).
+# each product of 8-bit numbers (measured 0.9 % for v4 to 4 % for v7).
 AUTOCAST = 5e-2
 
 # The estimate of a training run, relative: activations against what autograd keeps of a real pass (fake tensors do the
 # same; odd bytes of masks and indices differ), and the whole against a process's peak of resident memory.
-ESTIMATE_ACTIVATIONS = 0.02
+ESTIMATE_ACTIVATIONS = 0.03
 ESTIMATE_MEMORY = 0.15
