@@ -6,6 +6,7 @@ in the file as on the command line. The flags of RWKV-LM's and RWKV-PEFT's scrip
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,8 +21,6 @@ Value: TypeAlias = Any  # what TOML can say: str, int, float, bool, list, table
 
 
 def _field(default: Value, help: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -35,7 +34,10 @@ class ModelSettings:
     n_ffn: int = _field(0, "width of channel mixing; 0: as the version's recipe has it")
     head_size: int = _field(64, "N")
     vocab_size: int = _field(0, "0: the tokenizer's")
-    ranks: dict[str, int] = _field({}, "low-rank widths: v7 w a v g, v6 maa decay; missing ones as the recipe has them")
+    ranks: dict[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "low-rank widths: v7 w a v g, v6 maa decay; missing ones as the recipe has them"},
+    )
     load_model: str = _field("", "begin with these weights (any file that `rookery info` reads) instead of fresh ones")
 
 
@@ -113,7 +115,11 @@ class Settings:
         return -(-self.optimiser.tokens // self.tokens_a_step)
 
 
-TOPICS = {f.name: f.default.__class__ for f in fields(Settings)}
+NOT_NEGATIVE = (
+    "n_ffn", "vocab_size", "micro_batch", "warmup_steps", "adam_eps", "weight_decay", "grad_clip", "l2wrap",
+    "head_chunk", "threads", "validate_every", "validate_tokens", "sample_every", "seed",
+)  # fmt: skip
+TOPICS: Mapping[str, type[Any]] = {f.name: type(f.default) for f in fields(Settings)}
 _HOME = {f.name: topic for topic, cls in TOPICS.items() for f in fields(cls)}
 _TYPES = {name: hint for cls in TOPICS.values() for name, hint in get_type_hints(cls).items()}
 
@@ -130,16 +136,19 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "real_bsz": "batch",
         "head_size_a": "head_size",
         "accelerator": "device",
-        "epoch_save": "save_every",
         "my_testing": "version",
     }
 )
 # They say what the data, the files or the launcher say already.
-OLD_AND_NEEDLESS = frozenset(
-    "magic_prime data_type devices num_nodes train_stage train_type epoch_begin epoch_count epoch_steps my_pile_stage "
-    "my_pile_edecay enable_progress_bar my_qa_mask head_size_divisor ds_bucket_mb accumulate_grad_batches layerwise_lr "
-    "fused_kernel op".split()
-)
+OLD_AND_NEEDLESS = frozenset({
+    "magic_prime", "data_type", "kernel", "train_stage", "train_type", "epoch_begin", "epoch_count", "epoch_steps",
+    "my_pile_stage", "my_pile_edecay", "enable_progress_bar", "my_qa_mask", "head_size_divisor", "ds_bucket_mb",
+    "accumulate_grad_batches", "layerwise_lr", "fused_kernel", "op",
+})  # fmt: skip
+# Options of old experiments: only their being off is understood.
+OLD_AND_OFF = frozenset({"pre_ffn", "head_qk", "dim_att", "tiny_att_dim", "dropout"})
+# They count in other units: processes, and mini-epochs of 40,320 sequences.
+OLD_COUNTS, MINI_EPOCH = ("devices", "num_nodes", "epoch_save"), 40_320
 _OLD_VERSIONS = {"x070": "7", "x060": "6", "x052": "5.2", "x051": "5.1", "x050": "5.0", "x040": "4"}
 
 
@@ -156,8 +165,8 @@ def load(path: str | None, overrides: Iterable[str] = ()) -> Settings:
         key, equals, text = item.partition("=")
         if not equals:
             raise InputError(f"{item!r}: an override is key=value, for example lr_init=3e-4")
-        given |= _flat({key.strip(): _parse(text)}, "the command line")
-    _fill_old_batch(given)
+        given |= _flat({key.strip(): _parse(key.strip(), text)}, "the command line")
+    _fold_old_counts(given)
     for name, value in given.items():
         topic = _HOME[name]
         part = replace(getattr(settings, topic), **{name: _converted(name, value)})
@@ -175,18 +184,15 @@ def check(s: Settings) -> None:
         (m.n_embd < 2, "n_embd", m.n_embd, "2 or more"),
         (m.head_size < 1, "head_size", m.head_size, "1 or more"),
         (m.version != "4" and m.n_embd % max(1, m.head_size), "n_embd", m.n_embd, f"a multiple of {m.head_size}"),
-        (m.n_ffn < 0, "n_ffn", m.n_ffn, "0 or more"),
         (s.data.ctx_len < 1, "ctx_len", s.data.ctx_len, "1 or more"),
         (o.tokens < 1, "tokens", o.tokens, "how many tokens to train on in all, for example tokens=20_000_000"),
         (o.batch < 1, "batch", o.batch, "1 or more"),
-        (o.micro_batch < 0, "micro_batch", o.micro_batch, "0 or more"),
         (o.lr_schedule not in ("recipe", "cosine", "exponential", "constant"), "lr_schedule", o.lr_schedule,
          "recipe, cosine, exponential or constant"),
-        (not 0 < o.lr_init, "lr_init", o.lr_init, "more than 0"),
-        (not 0 < o.lr_final, "lr_final", o.lr_final, "more than 0"),
+        (not 0 < o.lr_init < math.inf, "lr_init", o.lr_init, "more than 0"),
+        (not 0 < o.lr_final < math.inf, "lr_final", o.lr_final, "more than 0"),
         (not 0 <= o.beta1 < 1, "beta1", o.beta1, "from 0 to less than 1"),
         (not 0 <= o.beta2 < 1, "beta2", o.beta2, "from 0 to less than 1"),
-        (o.warmup_steps < 0, "warmup_steps", o.warmup_steps, "0 or more"),
         (r.precision not in ("fp32", "bf16"), "precision", r.precision, "fp32 or bf16"),
         (r.matmul not in ("highest", "high", "medium"), "matmul", r.matmul, "highest, high or medium"),
         (r.strategy not in ("auto", "ddp", "fsdp", "fsdp_offload"), "strategy", r.strategy,
@@ -195,6 +201,12 @@ def check(s: Settings) -> None:
         (r.save_every < 1, "save_every", r.save_every, "1 or more"),
         (r.keep < 1, "keep", r.keep, "1 or more"),
     ]  # fmt: skip
+    wrong += [
+        (not 0 <= getattr(part, name) < math.inf, name, getattr(part, name), "0 or more")
+        for part in (m, o, r)
+        for name in NOT_NEGATIVE
+        if hasattr(part, name)
+    ]
     for bad, name, value, wanted in wrong:
         if bad:
             raise InputError(f"{_HOME[name]}.{name} = {value!r}: {wanted} is wanted")
@@ -236,26 +248,33 @@ def _flat(table: Mapping[str, Value], where: str) -> dict[str, Value]:
     """{topic: {key: value}}, {"topic.key": value} or {key: value} -> {key: value}, all known."""
     out: dict[str, Value] = {}
     for key, value in table.items():
+        topic, dot, name = key.partition(".")
         if key in TOPICS and isinstance(value, Mapping):
-            for name, inner in value.items():
-                out |= _one(name, inner, f"{where}, [{key}]", key)
+            for inner in value:
+                out |= _one(inner, value[inner], f"{where}, [{key}]", key)
+        elif isinstance(value, Mapping) and not dot and key not in _HOME:
+            near = get_close_matches(key, TOPICS, 1, 0.0)[0]
+            raise InputError(f"{where}: unknown table [{key}]; the nearest name is [{near}]")
+        elif dot and topic in TOPICS:
+            out |= _one(name, value, where, topic)
         else:
-            topic, dot, name = key.partition(".")
-            if dot and topic in ("ranks", *TOPICS) and topic != "ranks":
-                out |= _one(name, value, where, topic)
-            else:
-                out |= _one(key, value, where, None)
+            out |= _one(key, value, where, None)
     return out
 
 
 def _one(key: str, value: Value, where: str, topic: str | None) -> dict[str, Value]:
     name = OLD_NAMES.get(key, key)
-    if key in OLD_AND_NEEDLESS or (key == "strategy" and str(value).startswith("deepspeed")):
+    if key in OLD_COUNTS:
+        return {key: value}
+    off = key in OLD_AND_OFF and not value
+    if key in OLD_AND_NEEDLESS or off or (key == "strategy" and str(value).startswith("deepspeed")):
         return {}
     if key == "my_testing":
         value = _OLD_VERSIONS.get(str(value).lower(), value)
     if key == "accelerator" and value == "gpu":
         value = "cuda"
+    if key == "load_model" and str(value) == "0":  # RWKV-LM's scripts: none
+        value = ""
     if name not in _HOME or (topic is not None and _HOME[name] != topic and key not in OLD_NAMES):
         near = get_close_matches(name, [*_HOME, *OLD_NAMES], 1, 0.0)
         home = f"; {name} belongs under [{_HOME[name]}]" if name in _HOME else f"; the nearest name is {near[0]}"
@@ -263,18 +282,29 @@ def _one(key: str, value: Value, where: str, topic: str | None) -> dict[str, Val
     return {name: value}
 
 
-def _fill_old_batch(given: dict[str, Value]) -> None:
-    """RWKV-LM gives the batch of one device alone: then that is the batch of a step."""
+def _fold_old_counts(given: dict[str, Value]) -> None:
+    """RWKV-LM gives the batch of one device, and saves every so many mini-epochs."""
+    counts = {name: given.pop(name) for name in OLD_COUNTS if name in given}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InputError(f"{name} = {value!r}: a whole number is wanted")
     if "micro_batch" in given and "batch" not in given:
-        given["batch"] = given["micro_batch"]
+        one = _converted("micro_batch", given["micro_batch"])
+        given["batch"] = one * counts.get("devices", 1) * counts.get("num_nodes", 1)
+    if counts.get("epoch_save"):
+        batch = max(1, _converted("batch", given.get("batch", OptimiserSettings().batch)))
+        given.setdefault("save_every", max(1, counts["epoch_save"] * MINI_EPOCH // batch))
 
 
-def _parse(text: str) -> Value:
-    """The right side of key=value: TOML where it is TOML, else a string."""
+def _parse(key: str, text: str) -> Value:
+    """The right side of key=value: TOML where it is TOML, else a string; text for a key of text, quoted or not."""
+    text = text.strip()
     try:
-        return tomllib.loads(f"x = {text.strip()}")["x"]
+        value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
-        return text.strip()
+        return text
+    name = key.rpartition(".")[2]
+    return text if _TYPES.get(OLD_NAMES.get(name, name)) is str and not isinstance(value, str) else value
 
 
 def _converted(name: str, value: Value) -> Value:
@@ -285,7 +315,7 @@ def _converted(name: str, value: Value) -> Value:
         return bool(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint is int and not isinstance(value, bool) and isinstance(value, int | float) and value == int(value):
+    if hint is int and isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
         return int(value)
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
@@ -296,7 +326,7 @@ def _converted(name: str, value: Value) -> Value:
             return tuple(value)
     if hint == dict[str, int]:
         wanted = "a table of whole numbers, for example { w = 32, a = 32 }"
-        if isinstance(value, Mapping) and all(isinstance(v, int) and v > 0 for v in value.values()):
+        if isinstance(value, Mapping) and all(type(v) is int and v > 0 for v in value.values()):
             return dict(value)
     if hint is bool and isinstance(value, bool):
         return value
