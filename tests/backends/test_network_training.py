@@ -124,6 +124,7 @@ def test_autocast_narrows_the_matrix_products_alone(network: Network) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own doings
 def test_compiled_blocks_give_the_same_loss(network: Network) -> None:
     """Without a break in the graph, the WKV one node of it."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
