@@ -88,7 +88,7 @@ class Data:
         if ids.size and not 0 <= (least := int(ids.min())) <= (most := int(ids.max())) < self.vocab_size:
             raise InputError(
                 f"{key} holds token {least if least < 0 else most}, but the vocabulary has {self.vocab_size}: "
-                "the data were made with another tokenizer than data.tokenizer"
+                "data.tokenizer (or model.vocab_size) is not that of the data"
             )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rookery.errors import CannotWrite, InputError
 
-_store: dist.Store | None = None  # what all processes of this run can read and write
+_store: Any = None  # what all processes of this run can read and write
 
 
 class Parallel:
@@ -49,8 +51,11 @@ class Parallel:
             offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
             policy = offload if self.strategy == "fsdp_offload" else OffloadPolicy()
             for block in trainee.network.blocks:  # type: ignore[union-attr]
-                fully_shard(block, offload_policy=policy)  # type: ignore[arg-type]
-            return fully_shard(trainee, offload_policy=policy)  # type: ignore[return-value]
+                fully_shard(block, offload_policy=policy)
+            fully_shard(trainee, offload_policy=policy)
+            # The states that a block gives out are views of what it computed; training changes neither.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+            return trainee
         if self.strategy == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
@@ -91,15 +96,16 @@ class Parallel:
 
         Raises CannotWrite, on every process.
         """
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         temporary = path.with_name(f".{path.name}.tmp")
         if self.main:
             shutil.rmtree(temporary, ignore_errors=True)
         self.barrier()
         try:
-            dcp.save(dict(tensors), checkpoint_id=temporary)
+            with _unwarned():
+                save(dict(tensors), checkpoint_id=temporary)
         except CheckpointException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CannotWrite(path, f"cannot be written ({_first(error)})") from None
@@ -114,11 +120,12 @@ class Parallel:
 
         Raises ValueError for one that has not the same names and shapes.
         """
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         try:
-            dcp.load(dict(into), checkpoint_id=path, no_dist=self.world == 1)
+            with _unwarned():
+                load(dict(into), checkpoint_id=path)
         except CheckpointException as error:
             raise ValueError(_first(error)) from None
 
@@ -200,6 +207,14 @@ def _join(device: torch.device) -> None:
     _store, rank, world = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_store, rank=rank, world_size=world)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """A process alone may write and read folders too; torch warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _first(error: BaseException) -> str:
