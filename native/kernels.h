@@ -74,8 +74,8 @@ struct Kernels {
                  Stride sk, const float* v, Stride sv, const float* a, Stride sa, const float* b, Stride sb,
                  float* state, int rows, int n);
 
-    // Gradients of a job's `unit`th of batch * heads (wkv4: batch * slices of 16 channels), those that are sums over the
-    // batch for its sequence alone; `scratch` is of so many floats, on a boundary of 64 bytes.
+    // Gradients of a job's `unit`th of batch * heads (wkv4: batch * slices of 16 channels); those summed over the
+    // batch are of its sequence alone. `scratch` is of so many floats.
     void (*wkv4_backward)(const Backward4& job, int unit, float* scratch);
     std::size_t (*scratch4)(int time);
     void (*wkv6_backward)(const Backward6& job, int unit, float* scratch);

@@ -57,6 +57,9 @@ void stretches(const Extent& e, int sequence, Fresh fresh, Row row) {
     }
 }
 
+// Where the arrays of a sequence's tokens begin, `row` elements each.
+Stride start_of(const Extent& e, int sequence, Stride row) { return static_cast<Stride>(sequence) * e.time * row; }
+
 // The gradient of what all sequences share, [size], from that of each, [batch, size].
 void add_up(float* out, const float* each, int batch, std::size_t size) {
     std::fill_n(out, size, 0.0f);
@@ -74,7 +77,7 @@ void run(const Forward4& job, int threads, const Kernels& table) {
     const int slices = (e.heads + 15) / 16;
     share_out(e.batch * slices, threads, [&](int, int unit) {
         const int sequence = unit / slices, first = unit % slices * 16, columns = std::min(16, e.heads - first);
-        const Stride start = sequence * e.time * row + first, from = sequence * 3 * row + first;
+        const Stride start = start_of(e, sequence, row) + first, from = sequence * 3 * row + first;
         float *top = job.state_out + from, *below = top + row, *most = below + row;
         for (int c = 0; c < columns; ++c)
             for (int piece = 0; piece < 3; ++piece) top[piece * row + c] = job.state[from + piece * row + c];
@@ -108,7 +111,7 @@ void run(const Forward6& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
     const Stride row = static_cast<Stride>(e.heads) * e.n, square = static_cast<Stride>(e.n) * e.n;
     share_out(e.batch * e.heads, threads, [&](int, int unit) {
-        const Stride head = static_cast<Stride>(unit % e.heads) * e.n, start = unit / e.heads * e.time * row + head;
+        const Stride head = static_cast<Stride>(unit % e.heads) * e.n, start = start_of(e, unit / e.heads, row) + head;
         float* state = job.state_out + unit * square;
         std::copy_n(job.state + unit * square, square, state);
         stretches(e, unit / e.heads, [&] { std::fill_n(state, square, 0.0f); }, [&](int from, int rows) {
@@ -136,7 +139,7 @@ void run(const Forward7& job, int threads, const Kernels& table) {
     const auto& e = job.extent;
     const Stride row = static_cast<Stride>(e.heads) * e.n, square = static_cast<Stride>(e.n) * e.n;
     share_out(e.batch * e.heads, threads, [&](int, int unit) {
-        const Stride start = unit / e.heads * e.time * row + static_cast<Stride>(unit % e.heads) * e.n;
+        const Stride start = start_of(e, unit / e.heads, row) + static_cast<Stride>(unit % e.heads) * e.n;
         float* state = job.state_out + unit * square;
         std::copy_n(job.state + unit * square, square, state);
         stretches(e, unit / e.heads, [&] { std::fill_n(state, square, 0.0f); }, [&](int from, int rows) {

@@ -18,9 +18,8 @@ struct Extent {
     const std::uint8_t* resets;
 };
 
-// k, v, y [batch, time, channels], decay and bonus [channels], state [batch, 3, channels]: numerator, denominator, their
-// exponent. In the extent n is 1
-// and heads are channels.
+// k, v, y [batch, time, channels], decay and bonus [channels], state [batch, 3, channels]: numerator, denominator, and
+// their exponent. In the extent n is 1 and heads are channels.
 struct Forward4 {
     Extent extent;
     const float *k, *v, *decay, *bonus, *state;

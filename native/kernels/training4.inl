@@ -32,13 +32,14 @@ static void wkv4_backward(const Backward4& job, int index, float* before) {
     const int slices = (job.extent.heads + 15) / 16, sequence = index / slices, c = index % slices * 16;
     const int left = job.extent.heads - c, time = job.extent.time;
     const Stride start = static_cast<Stride>(sequence) * time * row + c, state = sequence * 3 * row + c;
-    const std::uint8_t* resets = job.extent.resets == nullptr ? nullptr : job.extent.resets + static_cast<Stride>(sequence) * time;
+    const std::uint8_t* resets = job.extent.resets;
+    if (resets != nullptr) resets += static_cast<Stride>(sequence) * time;
     const F w = take(job.decay + c, left), u = take(job.bonus + c, left);
 
     Slice4 s = load4(job.state + state, row, left);
     for (int t = 0; t < time; ++t) {
         if (fresh(resets, t)) s = {zero(), zero(), set(-1e30f)};
-        store4(before + t * 48, 16, s, 16);
+        store4(before + static_cast<Stride>(t) * 48, 16, s, 16);
         s = advance4(s, w, take(job.k + start + t * row, left), take(job.v + start + t * row, left));
     }
 
@@ -48,7 +49,7 @@ static void wkv4_backward(const Backward4& job, int index, float* before) {
     for (int t = time - 1; t >= 0; --t) {
         const Stride at = start + t * row;
         const F k = take(job.k + at, left), v = take(job.v + at, left), dy = take(job.dy + at, left);
-        s = load4(before + t * 48, 16, 16);
+        s = load4(before + static_cast<Stride>(t) * 48, 16, 16);
         const F aged = s.m + w, next = max(aged, k), kept = exp(aged - next), added = exp(k - next);
         const F now = k + u, high = max(s.m, now), old = exp(s.m - high), own = exp(now - high);
         const F below = fma(old, s.q, own), y = fma(old, s.p, own * v) / below, share = dy / below;

@@ -1,5 +1,5 @@
-// Training's recurrences and gradients on every instruction set that runs here: outputs against loops over doubles, each
-// gradient in a direction of its own against a difference of those, resets, every length of a last chunk, threads.
+// Training's recurrences and gradients on every instruction set that runs here: outputs against loops over doubles, a
+// gradient in a direction of its own against a difference of those; resets, lengths of a last chunk, threads.
 #include <functional>
 #include <map>
 #include <string>
@@ -187,7 +187,8 @@ void run6(bool fixed, const Extent& e, const Arrays& in, Arrays& out, bool backw
 }
 
 void run4(const Extent& e, const Arrays& in, Arrays& out, bool backward, int threads) {
-    const float *k = of(in, "k"), *v = of(in, "v"), *w = of(in, "decay"), *u = of(in, "bonus"), *state = of(in, "state");
+    const float *k = of(in, "k"), *v = of(in, "v"), *w = of(in, "decay"), *u = of(in, "bonus"),
+                *state = of(in, "state");
     if (!backward)
         run(Forward4{e, k, v, w, u, state, of(out, "y"), of(out, "state_out")}, threads, *K);
     else
