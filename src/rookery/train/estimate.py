@@ -81,7 +81,7 @@ class Estimate:
         lines = [
             self.model,
             f"parameters   {sum(self.parameters.values()):,} ({parts})",
-            f"arithmetic   {self.flops_per_token / 1e9:.3g} GFLOP a token, forwards and backwards",
+            f"arithmetic   {self.flops_per_token / 1e6:,.1f} MFLOP a token, forwards and backwards",
             f"memory       {_bytes(self.total)} in one process at its worst moment, besides torch's own",
             f"             {self.micro_batch} x {self.ctx_len} tokens at a time, {self.precision}, "
             f"activation checkpointing {'on' if self.checkpointing else 'off (grad_cp=true turns it on)'}{spread}",

@@ -175,19 +175,14 @@ class Live:
         self.terminal = self._stream.isatty()
         self.bits_per_byte: float | None = None
         self._sum = self._weight = 0.0  # of the smoothed loss
-        self._line, self._shown, self._fresh = "", -math.inf, False
+        self._step, self._lr, self._left = 0, 0.0, 0
+        self._speed: float | None = None
+        self._shown, self._fresh = -math.inf, False
 
     def step(self, step: int, loss: float, lr: float, speed: float | None, tokens_a_step: int) -> None:
         self._sum, self._weight = SMOOTH * self._sum + loss, SMOOTH * self._weight + 1
-        parts = [
-            f"step {step:,}/{self._total:,} ({step / self._total:.1%})",
-            f"loss {self._sum / self._weight:.4f}",
-            *([] if self.bits_per_byte is None else [f"{self.bits_per_byte:.4f} bits/byte"]),
-            f"lr {lr:.2e}",
-        ]
-        if speed:
-            parts += [f"{speed:,.0f} tokens/s", f"ETA {duration((self._total - step) * tokens_a_step / speed)}"]
-        self._line, self._fresh = "  ".join(parts), True
+        self._step, self._lr, self._speed, self._fresh = step, lr, speed, True
+        self._left = (self._total - step) * tokens_a_step
         if self._clock() - self._shown >= (TERMINAL_EVERY if self.terminal else LOG_EVERY):
             self._show()
 
@@ -197,7 +192,7 @@ class Live:
         print(f"{clear}rookery: {text}", file=self._stream, flush=True)
 
     def close(self) -> None:
-        if self._fresh or (self.terminal and self._line):
+        if self._fresh or (self.terminal and self._step):
             self._show()
             if self.terminal:
                 print(file=self._stream, flush=True)
@@ -205,10 +200,21 @@ class Live:
     def _show(self) -> None:
         self._shown, self._fresh = self._clock(), False
         if self.terminal:
-            line = self._line[: _columns(self._stream) - 1]  # a line that wraps cannot be rewritten
+            line = self._line()[: _columns(self._stream) - 1]  # a line that wraps cannot be rewritten
             print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
         else:
-            self.say(self._line)
+            self.say(self._line())
+
+    def _line(self) -> str:
+        parts = [
+            f"step {self._step:,}/{self._total:,} ({self._step / self._total:.1%})",
+            f"loss {self._sum / self._weight:.4f}",
+            *([] if self.bits_per_byte is None else [f"{self.bits_per_byte:.4f} bits/byte"]),
+            f"lr {self._lr:.2e}",
+        ]
+        if self._speed:
+            parts += [f"{self._speed:,.0f} tokens/s", f"ETA {duration(self._left / self._speed)}"]
+        return "  ".join(parts)
 
 
 def _columns(stream: TextIO) -> int:
