@@ -254,7 +254,7 @@ def test_without_matplotlib_a_line_says_so(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with Report(tmp_path, settings(), first_step=0, total_steps=1) as r:
         r.step(1, 2.0, 1e-3, 1.0, 32)
-    assert "no loss.png, for matplotlib is not installed: pip install 'rookery[lab]'" in capsys.readouterr().err
+    assert "no loss.png, for matplotlib is not installed: pip install 'rookery[train]'" in capsys.readouterr().err
     assert not (tmp_path / "loss.png").exists()
 
 

@@ -103,7 +103,7 @@ class Report:
         try:
             plot(self.metrics, self.out / PLOT)
         except ImportError:
-            self._say(f"no {PLOT}, for matplotlib is not installed: pip install 'rookery[lab]'")
+            self._say(f"no {PLOT}, for matplotlib is not installed: pip install 'rookery[train]'")
         except CannotWrite as error:
             self._say(f"no plot: {error}")
 
