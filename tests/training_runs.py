@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ONES = "zero one two three four five six seven eight nine".split()
+ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CTX, BATCH = 16, 4
 
 CONFIG = """

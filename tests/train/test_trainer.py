@@ -272,7 +272,7 @@ def test_a_folder_that_is_a_file(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_here(make: Make) -> None:
-    with pytest.raises(InputError, match="run.device = 'tpv': cpu, cuda or auto"):
+    with pytest.raises(InputError, match=r"run\.device = 'tpv': cpu, cuda or auto"):
         make("device=tpv")
 
 
