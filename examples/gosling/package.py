@@ -1,6 +1,6 @@
 """Pack a trained gosling as the package ships it: Q8_0, its vocabulary and its chat template inside.
 
-    python examples/gosling/package.py gosling/run/model.safetensors src/rookery/models/gosling.gguf
+python examples/gosling/package.py gosling/run/model.safetensors src/rookery/models/gosling.gguf
 """
 
 from __future__ import annotations

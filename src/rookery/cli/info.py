@@ -87,7 +87,7 @@ def _tokenizer(model: Weights) -> dict[str, str | None]:
 
     if name := model.metadata.get("rookery.tokenizer"):
         return {"name": name, "source": "file"}
-    if (name := stored.where(model.path, model.format, model.metadata)):
+    if name := stored.where(model.path, model.format, model.metadata):
         return {"name": name, "source": "stored"}
     if model.config.n_vocab == 65536:
         return {"name": "world", "source": "guess"}

@@ -59,7 +59,9 @@ class World:
     def text(self) -> str:
         """The vocabulary as the text of a file. Raises TokenizerError for one whose id 0 is no end of text."""
         if isinstance(self._trie, trie.FromZero):
-            raise errors.TokenizerError(f"the vocabulary {self.name} begins with id 0, which no vocabulary file can say")
+            raise errors.TokenizerError(
+                f"the vocabulary {self.name} begins with id 0; a vocabulary file cannot say that"
+            )
         lines = []
         for id in range(1, self.vocab_size):
             with suppress(errors.TokenError):  # a gap
@@ -83,7 +85,7 @@ class World:
         text = b"\n".join(b"%d %r %d" % (id + first, token, len(token)) for token, id in ids.items())
         made = cls.from_text(text, name, path, native=native)
         if first:
-            made._trie = trie.FromZero(made._trie)
+            made._trie = trie.FromZero(_trie(text, native))
         made.end, made.vocab_size = end, made._trie.largest_id + 1
         return made
 

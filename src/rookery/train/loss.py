@@ -26,9 +26,9 @@ def loss_of(
     count = x.new_tensor(len(x), dtype=torch.float32) if weights is None else weights.sum().clamp(min=1)
     if len(x) <= size:
         return _sum(head, x, targets, weights, l2wrap) / count
-    pieces = None if weights is None else weights.split(size)
+    pieces = None if weights is None else torch.split(weights, size)
     total = x.new_zeros((), dtype=torch.float32)
-    for i, (part, wanted) in enumerate(zip(x.split(size), targets.split(size), strict=True)):
+    for i, (part, wanted) in enumerate(zip(torch.split(x, size), torch.split(targets, size), strict=True)):
         held = None if pieces is None else pieces[i]
         total = total + checkpoint(_sum, head, part, wanted, held, l2wrap, use_reentrant=False)
     return total / count
