@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from wkv_inputs import NAMES, inputs, resets
 
 from rookery.backends.torch import wkv
-from rookery.backends.torch.wkv import native, ops
+from rookery.backends.torch.wkv import chunked7, native, ops
 from tolerances import GRADIENT_CHUNKED, WKV_BF16
 
 Tensor = torch.Tensor
@@ -86,14 +86,25 @@ def test_bf16_inputs_are_computed_in_float32(name: str, form: str) -> None:
         assert (ours - wanted).norm() <= WKV_BF16 * wanted.norm()
 
 
-def test_the_matmul_precision_asked_for_outside_does_not_reach_in() -> None:
+def test_the_matmul_precision_asked_for_outside_does_not_reach_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of torch's two ways it was asked for; and it is as before afterwards."""
     tensors = [t.detach().float() for t in inputs("wkv7", 64, size=16)]
+    within: list[str] = []
+
+    def forward(*given: Tensor) -> tuple[Tensor, Tensor]:
+        within.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return chunked7.forward(*given)
+
+    monkeypatch.setitem(ops.FORMS["wkv7"], "plain", (forward, chunked7.backward))
     with wkv.using("plain"):
-        exact = wkv.wkv7(*tensors)
-        torch.set_float32_matmul_precision("medium")
         try:
-            loose = wkv.wkv7(*tensors)
+            torch.set_float32_matmul_precision("medium")
+            wkv.wkv7(*tensors)
             assert torch.get_float32_matmul_precision() == "medium"
+            torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            wkv.wkv7(*tensors)
+            assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"
         finally:
             torch.set_float32_matmul_precision("highest")
-    assert all(torch.equal(x, y) for x, y in zip(exact, loose, strict=True))
+    assert within == ["ieee", "ieee"]

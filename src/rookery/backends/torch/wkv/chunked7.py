@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rookery.backends.torch.wkv.layout import Segments, from_chunks, to_chunks
+from rookery.backends.torch.wkv.chunks import Segments, from_chunks, to_chunks
 
 CHUNK = 32
 

@@ -40,13 +40,29 @@ FORMS: dict[str, dict[str, Pair]] = {
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """No autocast, no reduced matmul precision: these sums run over a whole document."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    setting: Any = getattr(backend, "matmul", None)
+    if not hasattr(setting, "fp32_precision"):  # torch before 2.9 has one setting for all
+        setting = _OneSetting()
+    before = setting.fp32_precision
+    setting.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        setting.fp32_precision = before
+
+
+class _OneSetting:
+    """The global precision in the words of the newer, separate ones."""
+
+    @property
+    def fp32_precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @fp32_precision.setter
+    def fp32_precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision("highest" if value == "ieee" else value)
 
 
 def wide(tensors: Sequence[Tensor]) -> torch.dtype:
