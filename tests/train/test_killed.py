@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 pytest.importorskip("torch")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have loaded torch")
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads on a busy machine would spin for each other
 SCRIPT = Path(__file__).with_name("killed.py")
-LARGER = ["n_embd=192", "head_size=64", "ctx_len=64", "tokens=6144"]  # enough work for two threads to share
+LARGER = ["n_embd=128", "head_size=64", "ctx_len=64", "tokens=3072"]  # enough work for two threads to share
 
 
 def survives(folder: Path, kills: int, *overrides: str) -> None:
     arguments = [sys.executable, str(SCRIPT), str(folder), str(kills), *overrides]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["differ"] == []
@@ -38,4 +40,4 @@ def test_killed(tmp_path: Path, version: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
 def test_killed_more_often(tmp_path: Path, version: str, precision: str, threads: int) -> None:
-    survives(tmp_path, 12, f"version={version}", f"precision={precision}", f"threads={threads}", *LARGER)
+    survives(tmp_path, 8, f"version={version}", f"precision={precision}", f"threads={threads}", *LARGER)

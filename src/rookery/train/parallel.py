@@ -167,7 +167,10 @@ def first_to_fail() -> bool:
     """
     if _store is None:
         return os.environ.get("RANK", "0") == "0"
-    return bool(_store.add("rookery.failed", 1) == 1)
+    try:
+        return bool(_store.add("rookery.failed", 1) == 1)
+    except RuntimeError:  # the process that kept it is gone, and may not have said why
+        return True
 
 
 def close() -> None:
