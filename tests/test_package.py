@@ -52,4 +52,6 @@ def test_stub_names_what_the_core_has() -> None:
         stated = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
         assert stated - {"__init__"} == {name for name in found if not name.startswith("__")}
     public = {name for name in vars(_native.core) if not name.startswith("__")}
-    assert public == {node.name for node in stub.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    stated = {node.name for node in stub.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    constants = {ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)}
+    assert public == stated | constants

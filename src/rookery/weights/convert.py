@@ -11,6 +11,7 @@ from rookery.formats.tensor import Tensor, plain, row_major
 from rookery.tokenizer.world import MODEL_ROWS
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
+from rookery.weights.names.gguf_vocabulary import CARRIED
 
 _KEPT = ("general.name", "tokenizer.chat_template")  # of a GGUF's metadata, in formats that hold only text
 
@@ -62,7 +63,7 @@ def _words(weights: Weights) -> dict[str, str]:
 
     known = "rookery.tokenizer" in weights.metadata or weights.config.n_vocab == MODEL_ROWS
     found = None if known or weights.format != "gguf" else stored.of_gguf(weights.metadata, weights.path)
-    return {stored.TEXT: found.text()} if found is not None and found.end == 0 else {}
+    return {CARRIED: found.text()} if found is not None and found.end == 0 else {}
 
 
 def to_gguf(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,6 +16,7 @@ from rookery.formats.raw import map_file
 from rookery.formats.tensor import Tensor
 from rookery.weights.load import LAYER_NORM_EPS, Weights
 from rookery.weights.names import hf
+from rookery.weights.names.gguf_vocabulary import CARRIED
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 COPIED = (VOCABULARY, "tokenizer.json", folder.TOKENIZER, "special_tokens_map.json")  # from folder to folder
@@ -31,10 +32,10 @@ def write(weights: Weights, path: str | os.PathLike[str], tensors: dict[str, Ten
     Raises CannotWrite.
     """
     tokenizer = _tokenizer(weights)
-    config = settings(weights, tokenizer)
+    config = settings(weights, "world" if CARRIED in metadata else tokenizer)  # whose vocabulary says how a text ends
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     documents: dict[str, dict[str, Any] | bytes] = {folder.CONFIG: config, "generation_config.json": ids}
-    documents |= _tokenizer_files(weights, tokenizer)
+    documents |= _tokenizer_files(weights, tokenizer, metadata.get(CARRIED))
     major = weights.config.version[0]
     folder.write(os.fspath(path), hf.from_blinkdl(tensors, major), metadata, documents)
 
@@ -94,12 +95,15 @@ def _tokenizer(weights: Weights) -> str | None:
     return str(named) if named else "world" if weights.config.n_vocab == 65536 else None
 
 
-def _tokenizer_files(weights: Weights, name: str | None) -> dict[str, dict[str, Any] | bytes]:
-    """Those of the folder the model comes from; else of the tokenizer by its name; none for an unknown one."""
+def _tokenizer_files(weights: Weights, name: str | None, carried: str | None) -> dict[str, dict[str, Any] | bytes]:
+    """Those of the folder the model comes from; else the vocabulary that goes along with it, as text, or that of the
+    tokenizer by its name; none for an unknown one."""
     if weights.format == "hf":
         there = [file for file in COPIED if os.path.lexists(os.path.join(weights.path, file))]
         if there:
             return {file: _content(folder.inside(weights.path, file)) for file in there}
+    if carried is not None:
+        return {VOCABULARY: carried.encode()}
     if name is None:
         return {}
     end = "<|endoftext|>" if name in ENDS else None
