@@ -65,6 +65,14 @@ def test_an_interrupted_run_writes_the_same(
     assert without_times(tmp_path / "cut") == without_times(tmp_path / "whole")
 
 
+def test_a_sample_may_hold_any_character(tmp_path: Path) -> None:
+    """Those at which Python divides a text into lines too; the plot at the end reads the file."""
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\rg"
+    with Report(tmp_path, settings(), first_step=0, total_steps=2, live=False) as r:
+        r.sample(1, text)
+    assert [row["sample"] for row in report.read(tmp_path / "metrics.jsonl")] == [text]
+
+
 def test_lines_are_on_the_disk_at_once(tmp_path: Path) -> None:
     r = Report(tmp_path, settings(), first_step=0, total_steps=2, live=False)
     r.step(1, 2.0, 1e-3, 1.0, 32)
