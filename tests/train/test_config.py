@@ -122,11 +122,21 @@ def test_a_wrong_override_is_told_so(item: str, said: str) -> None:
         ("model = 3\n", r"unknown key 'model'"),
         ("[model\n", r"run\.toml: not TOML"),
         ("[run]\nout = 2026-11-21\n", r"run\.out = .*: text is wanted"),
+        (f"batch = {10**400}\n", r"optimiser\.batch = 10+: a whole number is wanted"),
+        (f"lr_init = {10**400}\n", r"optimiser\.lr_init = 10+: a number is wanted"),
+        ("tokens = 1" + "0" * 5000 + "\n", r"run\.toml: not TOML: "),
+        ("train = " + "[" * 5000 + "\n", r"run\.toml: not TOML: "),
     ],
 )
 def test_a_wrong_file_is_told_so(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(file(tmp_path, text), LEAST)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "1" + "0" * 5000, "[" * 5000])
+def test_an_override_beyond_all_measure_is_told_so(value: str) -> None:
+    with pytest.raises(InputError, match=r"optimiser\.tokens = .*: a whole number is wanted"):
+        load(None, [*LEAST, f"tokens={value}"])
 
 
 def test_no_file_and_no_text(tmp_path: Path) -> None:

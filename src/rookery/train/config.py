@@ -149,6 +149,7 @@ OLD_AND_NEEDLESS = frozenset({
 OLD_AND_OFF = frozenset({"pre_ffn", "head_qk", "dim_att", "tiny_att_dim", "dropout"})
 # They count in other units: processes, and mini-epochs of 40,320 sequences.
 OLD_COUNTS, MINI_EPOCH = ("devices", "num_nodes", "epoch_save"), 40_320
+LARGEST = 2**63
 _OLD_VERSIONS = {"x070": "7", "x060": "6", "x052": "5.2", "x051": "5.1", "x050": "5.0", "x040": "4"}
 
 
@@ -240,7 +241,7 @@ def _toml(path: str) -> dict[str, Value]:
         raise InputError(f"{path}: no such file; a TOML file with the run's settings is wanted") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting too
         raise InputError(f"{path}: not TOML: {error}") from None
 
 
@@ -301,7 +302,7 @@ def _parse(key: str, text: str) -> Value:
     text = text.strip()
     try:
         value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     name = key.rpartition(".")[2]
     return text if _TYPES.get(OLD_NAMES.get(name, name)) is str and not isinstance(value, str) else value
@@ -313,10 +314,11 @@ def _converted(name: str, value: Value) -> Value:
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of names")
     if hint is bool and value in (0, 1):
         return bool(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        if hint is float and (isinstance(value, float) or abs(value) < LARGEST):
+            return float(value)
+        if hint is int and abs(value) < LARGEST and value == int(value):
+            return int(value)
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if hint == tuple[str, ...]:
