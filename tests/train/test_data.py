@@ -69,6 +69,11 @@ def test_documents_apart(tmp_path: Path) -> None:
     settings = config.load(str(config_file(tmp_path)), [*changes, "l2wrap=0", f"out={tmp_path / 'run'}"])
     apart = Trainer(config.load(str(config_file(tmp_path)), [*changes, "l2wrap=0", "reset=true"]), live=False)
     together = Trainer(settings, live=False)
+    for trainer in (apart, together):  # a fresh model's blocks do nothing yet
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for p in trainer.network.parameters():
+                p += 0.2 * torch.randn(p.shape, generator=generator)
     tokens, targets, resets = apart.data.batch(0)
     wanted, network = 0.0, apart.network
     for row, aims, begins in zip(tokens, targets, resets, strict=True):
@@ -87,8 +92,9 @@ def test_documents_apart(tmp_path: Path) -> None:
 
 def test_a_text_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data(tmp_path)
-    monkeypatch.setattr("rookery.train.corpus.build", lambda *_: pytest.fail("tokenised again"))
-    assert np.array_equal(data(tmp_path).stream, first.stream)
+    settings = config.load(str(tmp_path / "run.toml"))
+    monkeypatch.setattr("rookery.train.corpus.build", lambda *_, **__: pytest.fail("tokenised again"))
+    assert np.array_equal(Data(settings, Parallel("cpu")).stream, first.stream)
 
 
 def test_other_sources_are_tokenised_anew(tmp_path: Path) -> None:
@@ -96,6 +102,10 @@ def test_other_sources_are_tokenised_anew(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("now for something else " * 20)
     second = data(tmp_path, f"train={tmp_path / 'other.txt'}")
     assert len(second.stream) == 460 != len(first.stream)
+    (tmp_path / "other.txt").write_text("and now for something else " * 20)
+    changed = data(tmp_path, f"train={tmp_path / 'other.txt'}")
+    assert len(changed.stream) == 540
+    (tmp_path / "other.txt").write_text("now for something else " * 20)
     third = data(tmp_path, f"train={tmp_path / 'other.txt'}", "tokenizer=utf16le")
     assert len(third.stream) == 920
 
@@ -142,7 +152,7 @@ def test_a_token_file_that_is_cut_off(tmp_path: Path) -> None:
 
 def test_an_id_that_hides_behind_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rookery.train.data.LOOKED_AT", 10)
-    made = data(tmp_path, stream(tmp_path, [1] * 20 + [99] * 60), "vocab_size=50", "batch=1")
+    made = data(tmp_path, stream(tmp_path, [1] * 20 + [99] * 300), "vocab_size=50", "batch=1")
     behind = next(n for n in range(made.prime) if order.start(n + 1, made.prime, 16) > 20)
     with pytest.raises(InputError, match="holds token 99, but the vocabulary has 50"):
         made.batch(behind)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rookery.cli import options
+from rookery.cli.progress import Job
 from rookery.errors import InputError, TrainingError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -67,7 +68,7 @@ def _alone(args: argparse.Namespace) -> int:
     settings = _settings(args)
     if args.dry_run:
         return _dry_run(settings, args.json)
-    trainer = _room().Trainer(settings)
+    trainer = _trainer(settings)
     path = trainer.run()
     if trainer.parallel.main:
         _tell(trainer, path, args.json)
@@ -91,6 +92,14 @@ def _one_of_many(args: argparse.Namespace) -> int:
         raise
     finally:
         parallel.close()
+
+
+def _trainer(settings: Any) -> Any:
+    make = _room().Trainer
+    if os.environ.get("RANK", "0") != "0":
+        return make(settings)
+    with Job("preparing data and weights", "MB") as job:
+        return make(settings, progress=lambda done, total: job.update(done // 1_000_000, -(-total // 1_000_000)))
 
 
 def _settings(args: argparse.Namespace) -> Any:

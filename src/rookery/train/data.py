@@ -19,7 +19,7 @@ from rookery import tokenizer
 from rookery.errors import InputError
 from rookery.formats.atomic import atomic_write
 from rookery.tokenizer import Tokenizer
-from rookery.train import binidx, corpus, order
+from rookery.train import binidx, corpus, order, texts
 from rookery.train.config import Settings
 from rookery.train.parallel import Parallel
 
@@ -31,10 +31,11 @@ Ids = npt.NDArray[Any]
 class Data:
     """Training and held-out tokens of `settings`, as memory-mapped streams.
 
-    Raises FileError, TokenizerError and InputError: no text, too little of it, a vocabulary that does not fit.
+    What is no token file is made into one first, in OUT/data, by the first process while the others wait; `progress`
+    hears of it. Raises FileError, TokenizerError and InputError: no text, too little, a vocabulary that does not fit.
     """
 
-    def __init__(self, settings: Settings, parallel: Parallel) -> None:
+    def __init__(self, settings: Settings, parallel: Parallel, progress: corpus.Progress | None = None) -> None:
         d = settings.data
         self.ctx, self.rows = d.ctx_len, settings.optimiser.batch
         self.device = parallel.device
@@ -43,13 +44,15 @@ class Data:
         self.end = self.tokenizer.end if d.reset else None
         if d.reset and self.end is None:
             raise InputError(f"data.reset: the tokenizer {d.tokenizer} has no end of text, so no document has a begin")
-        folder = Path(settings.run.out) / "data"
-        self.stream = self._tokens("train", d.train, folder, d.tokenizer, parallel)
-        self.held_out = None
-        if d.validation:
-            self.held_out = self._tokens("validation", d.validation, folder, d.tokenizer, parallel)
-            if len(self.held_out) < 2:
-                raise InputError(f"data.validation has {len(self.held_out)} tokens: 2 or more are wanted")
+        folder, named = Path(settings.run.out) / "data", {"train": d.train, "validation": d.validation}
+        if parallel.main:
+            for name, sources in named.items():
+                if sources and not _ready(sources):
+                    _build(folder / name, sources, d.tokenizer, progress)
+        parallel.barrier()
+        self.stream, self.held_out = (self._tokens(name, sources, folder) for name, sources in named.items())
+        if d.validation and len(self.held_out) < 2:
+            raise InputError(f"data.validation has {len(self.held_out)} tokens: 2 or more are wanted")
         self.prime = order.prime_for(len(self.stream), self.ctx)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Tensor]:
@@ -71,16 +74,11 @@ class Data:
             check = crc32(np.asarray(self.stream[begin : begin + 1024], "<i4").tobytes(), check)
         return f"{n} tokens, crc32 {check:08x}"
 
-    def _tokens(self, name: str, sources: tuple[str, ...], folder: Path, vocabulary: str, parallel: Parallel) -> Ids:
-        """The stream of one token file, or of one made from the sources once: by the first process, as others wait."""
-        if len(sources) == 1 and binidx.exists(sources[0]):
-            stream: Ids = binidx.read(sources[0]).tokens
-        else:
-            prefix = folder / name
-            if parallel.main:
-                _build(prefix, sources, vocabulary)
-            parallel.barrier()
-            stream = binidx.read(prefix).tokens
+    def _tokens(self, name: str, sources: tuple[str, ...], folder: Path) -> Ids:
+        """The stream of the sources, which are a token file or made into one; empty without sources."""
+        if not sources:
+            return np.empty(0, np.int64)
+        stream: Ids = binidx.read(sources[0] if _ready(sources) else folder / name).tokens
         self._check(f"data.{name}", stream[:LOOKED_AT])
         return stream
 
@@ -92,14 +90,19 @@ class Data:
             )
 
 
-def _build(prefix: Path, sources: tuple[str, ...], vocabulary: str) -> None:
+def _ready(sources: tuple[str, ...]) -> bool:
+    return len(sources) == 1 and binidx.exists(sources[0])
+
+
+def _build(prefix: Path, sources: tuple[str, ...], vocabulary: str, progress: corpus.Progress | None) -> None:
     """Tokenise `sources` unless that was done; PREFIX.json says of what the token file was made."""
     note = prefix.with_suffix(".json")
-    of = json.dumps({"sources": sources, "tokenizer": vocabulary})
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in texts.find(sources)]
+    of = json.dumps({"tokenizer": vocabulary, "files": files})
     if binidx.exists(prefix) and note.is_file() and note.read_text("utf-8") == of:
         return
     prefix.parent.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)
-    corpus.build(sources, prefix, vocabulary)
+    corpus.build(sources, prefix, vocabulary, progress=progress)
     with atomic_write(note) as file:
         file.write(of.encode())

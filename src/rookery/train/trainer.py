@@ -23,6 +23,7 @@ from rookery.backends.torch import Network
 from rookery.errors import CannotWrite, InputError, TrainingError
 from rookery.train import checkpoint, config, export, optimiser, shape, validate
 from rookery.train.config import Settings
+from rookery.train.corpus import Progress
 from rookery.train.data import Data
 from rookery.train.loss import loss_of
 from rookery.train.parallel import Parallel, part
@@ -51,12 +52,12 @@ class Trainee(nn.Module):
 
 
 class Trainer:
-    """One run, before its first step; `done` counts the steps.
+    """One run, before its first step; `done` counts the steps. `progress` hears of bytes tokenised, and of all.
 
     Raises FileError, InputError, TokenizerError for settings or data that cannot be.
     """
 
-    def __init__(self, settings: Settings, live: bool = True) -> None:
+    def __init__(self, settings: Settings, live: bool = True, progress: Progress | None = None) -> None:
         self.settings, self.out, self.live = settings, Path(settings.run.out), live
         run = settings.run
         if run.threads:
@@ -67,7 +68,7 @@ class Trainer:
         checkpoint.make_folder(self.out)
         self.parallel = Parallel(run.device, run.strategy)
         self.micro = _micro(settings, self.parallel.world)
-        self.data = Data(settings, self.parallel)
+        self.data = Data(settings, self.parallel, progress)
         self.network = self._network().to(self.parallel.device)
         self.network.checkpointing = run.grad_cp
         if run.compile:
@@ -134,7 +135,8 @@ class Trainer:
     def _failure(self, what: str) -> str:
         """Which step, which tensor, what is left, what to do. Every process asks."""
         bad = self._not_finite(lambda p: p) or self._not_finite(lambda p: p.grad)
-        largest, name = max((float(part(p).detach().abs().max()), n) for n, p in self.network.named_parameters())
+        held = ((part(p).detach(), n) for n, p in self.network.named_parameters())
+        largest, name = max((float(t.abs().nan_to_num().max()), n) for t, n in held if t.numel())
         where = f"not finite: {bad}; " if bad else ""
         return (
             f"step {self.done + 1}: {what}; {where}the largest weight is {name} ({largest:.3g}); nothing was changed "
@@ -173,11 +175,12 @@ class Trainer:
         total = self.settings.steps
         with checkpoint.folder_of_one(self.out) if self.parallel.main else nullcontext():
             self.resume()
-            with self._signals(), self._report() as report:
-                while self.done < total and not self.parallel.agree(self.stopping):
-                    self._one(report)
-            if self.done > self.kept:
-                self.save()
+            with self._signals():
+                with self._report() as report:
+                    while self.done < total and not self.parallel.agree(self.stopping):
+                        self._one(report)
+                if self.done > self.kept:
+                    self.save()
             return self.export() if self.done >= total else None
 
     def _one(self, report: Report | None) -> None:
@@ -207,7 +210,7 @@ class Trainer:
     def _validate(self, report: Report | None) -> None:
         """Sharded, all processes are needed to have the weights; else the first does it alone."""
         held_out, s = self.data.held_out, self.settings
-        if held_out is None or not (report or self.parallel.sharded):
+        if not len(held_out) or not (report or self.parallel.sharded):
             return
         module = self.module if self.parallel.sharded else self.network
         nats, bits = validate.evaluate(
@@ -271,7 +274,7 @@ class Trainer:
             elif self.parallel.main:
                 checkpoint.write(self.out, self.done, self.said, self.state(), keep)
         except CannotWrite as error:
-            raise TrainingError(f"{error}; {self._last_good()}; the same command goes on from it") from error
+            raise TrainingError(f"{error}; {self._last_good()}; with room there, the same command goes on") from error
         self.parallel.barrier()
         self.kept = self.done
 
