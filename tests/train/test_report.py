@@ -73,6 +73,25 @@ def test_a_sample_may_hold_any_character(tmp_path: Path) -> None:
     assert [row["sample"] for row in report.read(tmp_path / "metrics.jsonl")] == [text]
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a metric's line: what comes after, the plot among it, neither hides it nor stumbles."""
+    resource = pytest.importorskip("resource")  # a limit on the size of files fails as a full disk does
+    limits, metrics = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "metrics.jsonl"
+    drawn: list[int] = []
+    monkeypatch.setattr(report, "plot", lambda path, _: drawn.append(len(report.read(path))))
+    try:
+        with (
+            pytest.raises(CannotWrite, match=r"metrics\.jsonl: cannot be written \(File too large\)"),
+            Report(tmp_path, settings(), first_step=0, total_steps=2, live=False) as r,
+        ):
+            r.step(1, 2.0, 1e-3, 1.0, 32)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.stat().st_size + 5, limits[1]))
+            r.step(2, 2.0, 1e-3, 1.0, 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert drawn == [1]
+
+
 def test_lines_are_on_the_disk_at_once(tmp_path: Path) -> None:
     r = Report(tmp_path, settings(), first_step=0, total_steps=2, live=False)
     r.step(1, 2.0, 1e-3, 1.0, 32)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -94,7 +95,8 @@ class Report:
         """End the live line and the files, and draw the plot. A second call does nothing."""
         if self._file is None:
             return
-        self._file.close()
+        with suppress(OSError):  # every line was flushed; what is left failed before, and said so
+            self._file.close()
         self._file = None
         if self.live:
             self.live.close()
@@ -149,8 +151,9 @@ def _step_of(line: bytes) -> float:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]  # of str it would cut at U+2028 in a sample
+    """The objects of a metrics.jsonl, but for a last line that was cut short."""
+    lines = path.read_bytes().splitlines(keepends=True)  # of str it would cut at U+2028 in a sample
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 class Speed:
