@@ -14,6 +14,7 @@ import pytest
 from rookery.errors import CannotWrite, MissingExtra
 from rookery.train import report
 from rookery.train.config import DataSettings, OptimiserSettings, RunSettings, Settings
+from rookery.train.plot import _smoothed, plot
 from rookery.train.report import Live, Report, Speed, duration
 
 TOTAL = 9
@@ -78,15 +79,17 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     resource = pytest.importorskip("resource")  # a limit on the size of files fails as a full disk does
     limits, metrics = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "metrics.jsonl"
     drawn: list[int] = []
-    monkeypatch.setattr(report, "plot", lambda path, _: drawn.append(len(report.read(path))))
-    try:
-        with (
-            pytest.raises(CannotWrite, match=r"metrics\.jsonl: cannot be written \(File too large\)"),
-            Report(tmp_path, settings(), first_step=0, total_steps=2, live=False) as r,
-        ):
+    monkeypatch.setattr(report, "plot", lambda rows, _: drawn.append(len(rows)))
+
+    def fill() -> None:
+        with Report(tmp_path, settings(), first_step=0, total_steps=2, live=False) as r:
             r.step(1, 2.0, 1e-3, 1.0, 32)
             resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.stat().st_size + 5, limits[1]))
             r.step(2, 2.0, 1e-3, 1.0, 64)
+
+    try:
+        with pytest.raises(CannotWrite, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
+            fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert drawn == [1]
@@ -265,7 +268,7 @@ def test_the_plot(tmp_path: Path, steps: int) -> None:
             file.write(json.dumps({"step": step, "tokens": 64 * step, "loss": 2 + 4 / step}) + "\n")
         row = {"step": steps, "tokens": 64 * steps, "validation_loss": 2.5, "bits_per_byte": 1.7}
         file.write(json.dumps(row) + "\n")
-    report.plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    plot(report.read(tmp_path / "metrics.jsonl"), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -286,6 +289,6 @@ def test_without_matplotlib_a_line_says_so(
 
 
 def test_the_smoothed_curve_keeps_a_constant_and_does_not_lag() -> None:
-    assert report._smoothed([2.0] * 50) == [2.0] * 50
+    assert _smoothed([2.0] * 50) == [2.0] * 50
     line = [float(i) for i in range(1000)]
-    assert report._smoothed(line)[500] == pytest.approx(500)
+    assert _smoothed(line)[500] == pytest.approx(500)
