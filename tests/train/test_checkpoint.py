@@ -53,6 +53,16 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert steps == [20, 99_999_999, 100_000_000]
 
 
+def test_a_damaged_one_does_not_push_out_good_ones(tmp_path: Path) -> None:
+    for step in (3, 6):
+        checkpoint.write(tmp_path, step, SETTINGS, state(), keep=2)
+    checkpoint.found(tmp_path)[-1].write_bytes(b"")
+    checkpoint.write(tmp_path, 4, SETTINGS, state(), keep=1)
+    found = checkpoint.newest(tmp_path, lambda _: None)
+    assert found is not None
+    assert found.step == 4
+
+
 def cut(data: bytes) -> bytes:
     return data[:-10]
 

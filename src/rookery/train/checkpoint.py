@@ -69,7 +69,7 @@ def write(out: Path, step: int, settings: Mapping[str, Any], state: Mapping[str,
     path = _folder(out) / f"step-{step:08}.safetensors"
     tensors = {name: _stored(t) for name, t in {**state, RANDOM: torch.get_rng_state()}.items()}
     formats.write(path, tensors, {STEP: str(step), SETTINGS: json.dumps(settings), CHECKSUM: _checksum(tensors)})
-    _drop(out, keep)
+    _drop(out, keep, step)
     return path
 
 
@@ -86,15 +86,20 @@ def write_folder(
 
     parallel.write_folder(path, {**state, RANDOM: torch.get_rng_state()}, describe)
     if parallel.main:
-        _drop(out, keep)
+        _drop(out, keep, step)
     return path
 
 
 def found(out: Path) -> list[Path]:
     """The run's checkpoints, oldest first, unread."""
     folder = out / FOLDER
-    named = [(m, p) for p in (folder.iterdir() if folder.is_dir() else ()) if (m := NAME.fullmatch(p.name))]
-    return [p for _, p in sorted(named, key=lambda one: (int(one[0][1]), one[1].name))]
+    named = [p for p in (folder.iterdir() if folder.is_dir() else ()) if NAME.fullmatch(p.name)]
+    return sorted(named, key=lambda p: (step_of(p), p.name))
+
+
+def step_of(path: Path) -> int:
+    """By its name."""
+    return int(path.name.removeprefix("step-").removesuffix(".safetensors"))
 
 
 def read(path: Path) -> Checkpoint:
@@ -201,8 +206,9 @@ def _folder(out: Path) -> Path:
     return folder
 
 
-def _drop(out: Path, keep: int) -> None:
-    for old in found(out)[:-keep]:
+def _drop(out: Path, keep: int, step: int) -> None:
+    """Of those up to `step`: later ones are damaged, or the run would not be there, and come again."""
+    for old in [p for p in found(out) if step_of(p) <= step][:-keep]:
         _remove(old)
 
 

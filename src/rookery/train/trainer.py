@@ -158,10 +158,10 @@ class Trainer:
 
     def _last_good(self) -> str:
         """Weights that failed are not good even if they were kept."""
-        kept = checkpoint.found(self.out)
-        good = [path for path in kept if not path.name.startswith(f"step-{self.done:08}")]
+        kept = [path for path in checkpoint.found(self.out) if checkpoint.step_of(path) <= self.done]
+        good = [path for path in kept if checkpoint.step_of(path) < self.done]
         if not good:
-            return "there is no good checkpoint" + (f": remove {kept[-1]}" if kept else "")
+            return "there is no good checkpoint" + (f" (remove {kept[-1].name})" if kept else "")
         also = f" (remove the newer {kept[-1].name} to go on from it)" if kept[-1] != good[-1] else ""
         return f"the last good checkpoint is {good[-1]}{also}"
 
@@ -175,6 +175,8 @@ class Trainer:
         total = self.settings.steps
         with checkpoint.folder_of_one(self.out) if self.parallel.main else nullcontext():
             self.resume()
+            if self.settings.run.sample_every and self.parallel.sharded:
+                self._say("no samples: the weights are spread over processes; strategy=ddp has them")
             with self._signals():
                 with self._report() as report:
                     while self.done < total and not self.parallel.agree(self.stopping):
@@ -192,7 +194,7 @@ class Trainer:
             report.step(self.done, loss, rate, norm, self.done * self.settings.tokens_a_step)
         if self._due(run.validate_every):
             self._validate(report)
-        if self._due(run.sample_every) and report:
+        if self._due(run.sample_every) and report and not self.parallel.sharded:
             self._sample(report)
         if self._due(run.save_every):
             self.save()
@@ -220,9 +222,6 @@ class Trainer:
             report.validation(self.done, nats, bits)
 
     def _sample(self, report: Report) -> None:
-        if self.parallel.sharded:
-            self._say("no samples: the weights are spread over processes; strategy=ddp has them")
-            return
         prompt = self.settings.run.sample_prompt
         report.sample(self.done, validate.sample(self.network, self.data.tokenizer, prompt, SAMPLE, self.done))
 
@@ -281,6 +280,9 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint of `run.out`. Raises InputError for one of another model or other data."""
         found = checkpoint.newest(self.out, self._say)
+        step = torch.tensor(float(found.step if found else 0), device=self.parallel.device)
+        if self.parallel.mean(step) != float(step):
+            raise InputError(f"{self.out}: processes see different checkpoints; out= must be on a disk that all share")
         if found is None:
             return
         wrong = checkpoint.differences(found, self.said, SAME)
