@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from wkv_inputs import KINDS, NAMES, inputs, resets
 
 from rookery.backends.torch import wkv
+from rookery.backends.torch.wkv import native
 from tolerances import GRADIENT_CHUNKED, LOGITS_CHUNKED, STATE_CHUNKED, WKV_FLOAT64
 
 Tensor = torch.Tensor
@@ -59,6 +60,25 @@ def test_float32_keeps_its_bounds(name: str, kind: str) -> None:
     assert close(state, true_state, STATE_CHUNKED)
     for ours, truth in zip(grads, true_grads, strict=True):
         assert close(ours, truth, GRADIENT_CHUNKED)
+
+
+@pytest.mark.parametrize("form", ["plain", "native"])
+@pytest.mark.parametrize("name", ["wkv5", "wkv6"])
+def test_a_steep_decays_own_parameter_gets_its_gradient(name: str, form: str) -> None:
+    """The decay is e^-e^x: x's gradient is the log decay's times -e^x, which makes rounding left there large."""
+    if form == "native" and not native.available():
+        pytest.skip("the native core is not built")
+    tensors = [t.detach() for t in inputs(name, 100, size=16)]
+    x = 2 + 3 * torch.randn(tensors[3].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradient(form: str, dtype: torch.dtype) -> Tensor:
+        given = x.to(dtype).requires_grad_()
+        r, k, v, _, bonus, state = (t.to(dtype) for t in tensors)
+        with wkv.using(form):
+            y, after = getattr(wkv, name)(r, k, v, -torch.exp(given), bonus, state, resets(100))
+        return torch.autograd.grad((y * y).sum() + after.sum(), given)[0]
+
+    assert close(gradient(form, torch.float32), gradient("step", torch.float64), GRADIENT_CHUNKED)
 
 
 @pytest.mark.parametrize("form", ["step", "plain"])

@@ -7,7 +7,9 @@ decays from the middle up to it, each key of the lower half those from it to the
 every factor lies in [0, 1], nothing is ever subtracted. Doubling the blocks multiplies rows and keys by the other
 half's whole decay; after the last doubling they are r e^E, which reads the state before the chunk, and k e^(G_C-G),
 which writes the state after it.
-The decay's gradient needs no power of it: raising G_t scales the pairs that token t+1 reads and shrinks those of key t.
+The log decay's gradient is summed over the doublings in the same way, each term with its half's whole decay as a
+factor. As a difference, of what token t+1 reads and what key t gives, it would leave rounding where a decay is steep,
+and a decay's own parameter, -exp(x), multiplies that by the log decay.
 """
 
 from __future__ import annotations
@@ -132,25 +134,22 @@ def backward(
         dscores *= c.segments.same
         dr *= c.segments.head
         dk *= c.segments.tail
+    kept = last.mT * (starts[:-1] * ends[1:]).sum(-1)[..., None, :]
+    dlog_decay = kept.expand_as(dr).contiguous()
     for row, key, (lower, upper) in zip(reversed(c.rows), reversed(c.keys), reversed(c.whole), strict=True):
         half = row.shape[-2]
         block = _blocks(dscores, half)
-        up, low = (_halves(x, half) for x in (dr, dk))
+        up, low, decays = (_halves(x, half) for x in (dr, dk, dlog_decay))
+        decays[..., 0, :, :].addcmul_(lower, (up[..., 1, :, :] * row).sum(-2, keepdim=True))
+        decays[..., 1, :, :].addcmul_(upper, (low[..., 0, :, :] * key).sum(-2, keepdim=True))
         up[..., 1, :, :].mul_(lower).add_(block @ key if half > 1 else block * key)
         low[..., 0, :, :].mul_(upper).add_(block.mT @ row if half > 1 else block * row)
 
     r, k = to_chunks(r, CHUNK), to_chunks(k, CHUNK)
-    dlog_decay = _decay_gradient(r * dr, k * dk, (starts[1:] * ends[1:]).sum(-1))
     own, u = dscores.diagonal(dim1=-2, dim2=-1)[..., None], bonus[:, None]
     dbonus = (own * r * k).sum((0, 1, 3))
     dr, dk, dv, dg = (from_chunks(x, length) for x in (dr + own * u * k, dk + own * u * r, dv, dlog_decay))
     return dr, dk, dv, dg if log_decay.ndim == 4 else dg.sum((0, 1)), dbonus, ends[0].clone()
-
-
-def _decay_gradient(read: Tensor, written: Tensor, kept: Tensor) -> Tensor:
-    """r dr and k dk [n,B,H,C,N] without the bonus, and the state's part [n,B,H,N] at the chunk's end."""
-    upper = torch.ones(CHUNK, CHUNK, dtype=read.dtype, device=read.device).triu()
-    return upper.triu(1) @ read - upper @ written + kept[..., None, :]
 
 
 def _padded(log_decay: Tensor, r: Tensor) -> Tensor:
