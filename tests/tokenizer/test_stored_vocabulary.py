@@ -17,7 +17,7 @@ from rookery import _native, errors, formats, weights
 from rookery.model import Model
 from rookery.model import load as load_model
 from rookery.tokenizer import World, load
-from rookery.tokenizer.stored import of_folder, of_gguf
+from rookery.tokenizer.stored import find, of_folder, of_gguf, where
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v7.safetensors"
 SINGLES = [bytes((i,)) for i in range(256)]
@@ -220,6 +220,9 @@ def test_a_vocabulary_goes_along_from_file_to_file(tmp_path: Path) -> None:
         tokenizer = load_model(tmp_path / name).tokenizer
         assert tokenizer.encode("once upon Ein Ei") == [257, 33, 260], name
         assert tokenizer.end == 0
+    for form, told in (("safetensors", "rwkv, 259 tokens"), ("gguf", None)):  # in a GGUF `find` does not read it
+        assert where("x", form, metadata) == told
+        assert (find("x", form, metadata) is None) == (told is None)
     hurt = metadata | {"rookery.vocabulary": "1 'a' 1\n1 'b' 1"}
     formats.write(first, tensors, hurt)
     with pytest.raises(errors.TokenizerError, match="its vocabulary is damaged"):

@@ -38,7 +38,7 @@ def where(path: str, format: str, metadata: Mapping[str, Any]) -> str | None:
     """What `find` would read, told without reading it."""
     if format == "hf":
         return next((name for name in (VOCABULARY, TOKENIZER) if name in os.listdir(path)), None)
-    if TEXT in metadata:
+    if format != "gguf" and TEXT in metadata:
         return f"rwkv, {len(str(metadata[TEXT]).splitlines()) + 1} tokens"
     tokens = metadata.get(TOKENS)
     listed = metadata.get("tokenizer.ggml.model") == "rwkv" and isinstance(tokens, Sequence)
