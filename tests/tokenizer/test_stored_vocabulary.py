@@ -173,7 +173,8 @@ def test_a_config_that_links_out_is_refused(tmp_path: Path) -> None:
 
 def test_a_gguf_from_end_to_end(tmp_path: Path) -> None:
     """Written by `convert`, without the name that Rookery notes: what any other program's GGUF is."""
-    weights.convert("gosling", tmp_path / "x.gguf")
+    formats.write(tmp_path / "x.safetensors", weights.load(FIXTURE).tensors, {"rookery.tokenizer": "bytes"})
+    weights.convert(tmp_path / "x.safetensors", tmp_path / "x.gguf")
     of = weights.load(tmp_path / "x.gguf")
     assert of.metadata.pop("rookery.tokenizer") == "bytes"
     tokenizer = Model(of, None).tokenizer  # type: ignore[arg-type]
