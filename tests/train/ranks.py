@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from datetime import timedelta
 from glob import glob
 from pathlib import Path
@@ -62,6 +63,8 @@ def child(phase: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         if phase.get("accident"):
             arrange(*phase["accident"])
         code = main(["train", *phase["words"]])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -24,6 +24,7 @@ from rookery.train.parallel import Parallel
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have loaded torch")
 SCRIPT = Path(__file__).with_name("ranks.py")
 WORDS = ("%)  loss", "going on after", "preparing")  # of lines that are no complaint
+RARER = (("fsdp_offload", "7"), ("ddp", "4"), ("fsdp", "4"), ("fsdp", "6"))
 Said = list[dict[str, Any]]
 
 
@@ -66,16 +67,16 @@ def same_course(one: Path, other: Path) -> None:
 
 @linux
 @pytest.mark.parametrize(
-    "strategy",
-    ["ddp", "fsdp", pytest.param("fsdp_offload", marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_two_one_two(tmp_path: Path, strategy: str) -> None:
+    ("strategy", "version"),
+    [("ddp", "7"), ("fsdp", "7"), *(pytest.param(*one, marks=pytest.mark.slow) for one in RARER)],
+)
+def test_two_one_two(tmp_path: Path, strategy: str, version: str) -> None:
     """Two processes; then one goes on from step 3; then two from the step 6 of that one; beside one all the way."""
     runs = Runs(tmp_path)
-    two = [f"strategy={strategy}", "micro_batch=1"]
-    runs.add(1, "one")
+    two = [f"strategy={strategy}", f"version={version}", "micro_batch=1"]
+    runs.add(1, "one", f"version={version}")
     runs.add(2, "two", *two)
-    runs.add(1, "two", lose=runs.lose("two", 6, 8))
+    runs.add(1, "two", f"version={version}", lose=runs.lose("two", 6, 8))
     runs.add(2, "two", *two, lose=runs.lose("two", 8))
     for phase in (said := runs.go()):
         assert [one["code"] for one in phase] == [0] * len(phase), phase

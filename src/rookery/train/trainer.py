@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -65,9 +65,9 @@ class Trainer:
         torch.set_float32_matmul_precision(run.matmul)
         torch.set_flush_denormal(True)  # the first gradients are tiny, and tiny numbers are slow
         torch.manual_seed(run.seed)
-        checkpoint.make_folder(self.out)
         self.parallel = Parallel(run.device, run.strategy)
         self.micro = _micro(settings, self.parallel.world)
+        checkpoint.make_folder(self.out)
         self.data = Data(settings, self.parallel, progress)
         self.network = self._network().to(self.parallel.device)
         self.network.checkpointing = run.grad_cp
@@ -143,7 +143,7 @@ class Trainer:
             f"by this step; {self._last_good()}. Lower lr_init, lengthen warmup_steps, or look at the data of this step"
         )
 
-    def _not_finite(self, of: Any) -> str:
+    def _not_finite(self, of: Callable[[nn.Parameter], Tensor | None]) -> str:
         """The first tensor of `of(parameter)` that is not finite, its group, and how many more; else ""."""
         names, first = [], ""
         for group in self.adam.param_groups:
@@ -261,7 +261,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint of `done` steps; every process calls it.
 
-        Raises CannotWrite, the older checkpoints being as they were, and TrainingError for weights that are not finite.
+        Raises TrainingError where it cannot be written, or holds what is not finite; the older ones stay as they were.
         """
         bad = self._not_finite(lambda p: p)
         if bad:
