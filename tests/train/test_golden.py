@@ -2,12 +2,11 @@
 
 Thirty steps of the whole trainer (data order, first values, groups, schedule, L2Wrap, clip, AdamW) on a tiny model,
 with weight decay and L2Wrap turned up until a fault in either shows. Each fault planted below leaves the band.
-`python tests/train/test_golden.py` prints the curves anew.
+`PYTHONPATH=tests python tests/train/test_golden.py` prints the curves anew.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for __main__
 from tolerances import GOLDEN, GOLDEN_ORACLE
 
 torch = pytest.importorskip("torch")
