@@ -254,3 +254,9 @@ def test_goslings_vocabulary_fits_books_it_was_not_made_from(shared: Path) -> No
         text = gzip.decompress((shared / "data" / "stories" / f"{book}.txt.gz").read_bytes())
         size, tokens = size + len(text), tokens + len(gosling().encode(text))
     assert size / tokens > 3.75
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "\ufeffAlice"), ("a.jsonl", '\ufeff{"text": "Alice"}')])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, "utf-8")
+    assert [texts.text_of(piece) for piece, _ in texts.read(tmp_path / name)] == ["Alice"]

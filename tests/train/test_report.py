@@ -292,3 +292,9 @@ def test_the_smoothed_curve_keeps_a_constant_and_does_not_lag() -> None:
     assert _smoothed([2.0] * 50) == [2.0] * 50
     line = [float(i) for i in range(1000)]
     assert _smoothed(line)[500] == pytest.approx(500)
+
+
+def test_terminal_codes_in_a_sample_are_shown_and_not_obeyed() -> None:
+    stream = io.StringIO()
+    report.Live(1, stream).say("sample:\nred \x1b[31m\u2028 \r ünd")
+    assert stream.getvalue() == "rookery: sample:\nred \\x1b[31m\\u2028 \\r ünd\n"

@@ -79,7 +79,7 @@ class RunSettings:
     seed: int = _field(1, "of the first weights and of samples")
     device: str = _field("auto", "cpu, cuda, or auto")
     precision: str = _field("fp32", "fp32, or bf16 (autocast; weights and moments stay float32)")
-    matmul: str = _field("medium", "float32 products: highest, high or medium, as torch.set_float32_matmul_precision")
+    matmul: str = _field("high", "float32 products: highest, high or medium, as torch.set_float32_matmul_precision")
     strategy: str = _field("auto", "with several processes: ddp, fsdp, fsdp_offload, or auto (ddp)")
     grad_cp: bool = _field(False, "recompute each block in the backward pass: less memory, a third more time")
     compile: bool = _field(False, "torch.compile each block; needs a compiler at run time")

@@ -191,7 +191,8 @@ class Live:
             self._show()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays. What a model wrote may hold terminal codes: they are shown, not obeyed."""
+        text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
         clear = "\r\x1b[K" if self.terminal else ""
         print(f"{clear}rookery: {text}", file=self._stream, flush=True)
 

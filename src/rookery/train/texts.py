@@ -120,7 +120,8 @@ def _cut(held: bytes) -> int:
 def text_of(piece: Piece) -> str:
     """Raises DamagedFile that names the line."""
     try:
-        text = piece.data.decode("utf-8")
+        # Some editors put a byte order mark first.
+        text = piece.data.decode("utf-8-sig" if piece.line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise _wrong(piece, error.start, f"is not UTF-8 (byte 0x{piece.data[error.start]:02x}); {_REMEDY}") from None
     if "\0" in text:
