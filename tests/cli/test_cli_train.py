@@ -97,6 +97,7 @@ def test_a_dry_run(rookery: Run, toml: Path, tmp_path: Path) -> None:
         (["{toml}", "load_model={folder}/text.txt"], "text.txt"),
         (["{toml}", "ctx_len=1000000"], "tokens are too few"),
         (["{toml}", "micro_batch=3"], "must divide"),
+        (["{toml}", "sample_every=4", "sample_prompt="], "run.sample_prompt is empty"),
         (["{toml}", "lr_init=1e30", "lr_final=1e30", "grad_clip=0", "warmup_steps=0"], "there is no good checkpoint"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

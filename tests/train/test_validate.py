@@ -172,3 +172,16 @@ def test_gaps_of_the_vocabulary_are_never_drawn(network: Network) -> None:
     text = sample(network, Gaps(), "b", 60, 1)
     assert not {ord(c) % 2 for c in text if ord(c) < 128} & {1}
     assert len(text) > 8
+
+
+def test_documents_are_read_apart_where_training_reads_them_apart(network: Network) -> None:
+    """Two documents in one window, the first ended by token 7: the second begins with an empty state."""
+    held_out = tokens(17)
+    held_out[8] = 7
+    found, _ = evaluate(network, held_out, 16, 0, None, "cpu", end=7)
+    ids = torch.from_numpy(held_out.astype(np.int64))
+    with torch.no_grad():
+        log_p = torch.cat([network(part[None])[0][0].double().log_softmax(-1) for part in (ids[:9], ids[9:16])])
+    apart = -float(log_p[torch.arange(16), ids[1:]].mean())
+    assert found == pytest.approx(apart, abs=LOSS)
+    assert evaluate(network, held_out, 16, 0, None, "cpu")[0] != pytest.approx(apart, abs=1e-4)

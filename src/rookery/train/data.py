@@ -22,6 +22,7 @@ from rookery.tokenizer import Tokenizer
 from rookery.train import binidx, corpus, order, texts
 from rookery.train.config import Settings
 from rookery.train.parallel import Parallel
+from rookery.train.validate import begins
 
 LOOKED_AT = 1 << 26  # tokens of a stream whose ids are checked before the first step; the others are as they are read
 
@@ -60,12 +61,9 @@ class Data:
         starts = [order.start(n, self.prime, self.ctx) for n in order.samples(step, self.rows, rank, world)]
         window = np.stack([self.stream[s : s + self.ctx + 1] for s in starts]).astype(np.int64)
         self._check("data.train", window)
-        out = [window[:, :-1], window[:, 1:]]
-        if self.end is not None:
-            begins = np.zeros_like(out[0], bool)
-            begins[:, 1:] = window[:, :-2] == self.end
-            out.append(begins)
-        return [torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in out]
+        ids = torch.from_numpy(window).to(self.device)
+        out = [ids[:, :-1].contiguous(), ids[:, 1:].contiguous()]
+        return out if self.end is None else [*out, begins(out[0], self.end)]
 
     def fingerprint(self) -> str:
         """Tells this stream from others, by its length and pieces from all over it."""

@@ -26,7 +26,7 @@ def write(network: Network, settings: Settings, tok: Tokenizer, step: int, paral
         if name in NAMES:
             metadata["rookery.tokenizer"] = name
         elif isinstance(tok, World):  # other vocabularies have no place in such a file
-            metadata["rookery.vocabulary"] = Path(name).read_text("utf-8")
+            metadata["rookery.vocabulary"] = tok.text()
         network.save(str(path), metadata, settings.run.dtype, state)
     parallel.barrier()
     return path

@@ -76,6 +76,8 @@ class Trainer:
         self.module = self.parallel.spread(Trainee(self.network, settings))
         self.adam = optimiser.adamw(self.network, self.network.config, settings.optimiser)
         _begin_moments(self.adam)
+        if run.sample_every:  # a prompt that cannot be is said now
+            validate.sample(self.network, self.data.tokenizer, run.sample_prompt, 0, 0)
         self.said = _said(settings, self.data)
         self.done = self.kept = 0  # steps; those of the newest checkpoint
         self.stopping = False
@@ -216,8 +218,9 @@ class Trainer:
             return
         module = self.module if self.parallel.sharded else self.network
         nats, bits = validate.evaluate(
-            module, held_out, s.data.ctx_len, s.run.validate_tokens, self.data.tokenizer, self.parallel.device
-        )
+            module, held_out, s.data.ctx_len, s.run.validate_tokens, self.data.tokenizer, self.parallel.device,
+            self.data.end,
+        )  # fmt: skip
         if report:
             report.validation(self.done, nats, bits)
 

@@ -33,14 +33,16 @@ def evaluate(
     limit: int,
     tokenizer: Tokenizer | None,
     device: torch.device | str,
+    end: int | None = None,
 ) -> tuple[float, float | None]:
     """(nats per token, bits per byte) over `tokens` [n], in windows of `ctx_len` that each begin with an empty state.
 
     Where more than `limit` (0: no limit) tokens are held out, as many windows as that allows are spread evenly over
     all of them, always the same ones. Bits per byte divide by the bytes of the predicted tokens; None without a
-    tokenizer that knows them. `network` is a Network, or any module that gives the mean loss in nats of (tokens [B,T],
-    targets [B,T]), as one does whose parts only come together when it is called. Raises InputError for fewer than 2
-    tokens.
+    tokenizer that knows them. What follows a token `end`, if one is given, begins with an empty state too.
+    `network` is a Network, or any module that gives the mean loss in nats of (tokens [B,T], targets [B,T]) and, with
+    `end`, resets [B,T], as one does whose parts only come together when it is called. Raises InputError for fewer
+    than 2 tokens.
     """
     if len(tokens) < 2:
         raise InputError(f"data.validation has {len(tokens)} tokens: 2 or more are wanted")
@@ -48,7 +50,7 @@ def evaluate(
     with _aside(network, device):
         for window in _windows(tokens, ctx_len, limit):
             ids = torch.from_numpy(window).to(device)
-            nats += _nats(network, ids[:, :-1], ids[:, 1:])
+            nats += _nats(network, ids[:, :-1], ids[:, 1:], None if end is None else begins(ids[:, :-1], end))
             predicted.append(window[:, 1:].ravel())
     all_targets = np.concatenate(predicted)
     size = _bytes(all_targets, tokenizer)
@@ -106,11 +108,17 @@ def _windows(tokens: npt.NDArray[Any], ctx_len: int, limit: int) -> Iterator[npt
         yield np.asarray(tokens[last - last % size :], np.int64)[None]
 
 
-def _nats(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+def begins(inputs: Tensor, end: int) -> Tensor:
+    """[B,T] -> bool [B,T]: which tokens begin a document, for the token before them ended one."""
+    before = torch.cat([torch.full_like(inputs[:, :1], -1), inputs[:, :-1]], 1)
+    return before == end
+
+
+def _nats(network: nn.Module, inputs: Tensor, targets: Tensor, resets: Tensor | None) -> float:
     """The sum of the losses of a batch."""
     if not isinstance(network, Network):
-        return float(network(inputs, targets)) * targets.numel()
-    x, _ = network.hidden(inputs)
+        return float(network(inputs, targets, *([] if resets is None else [resets]))) * targets.numel()
+    x, _ = network.hidden(inputs, None, resets)
     rows = max(1, LOGITS // network.config.n_vocab)
     parts = zip(torch.split(x.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True)
     return sum(float(functional.cross_entropy(network.head(h).float(), y, reduction="sum")) for h, y in parts)

@@ -113,5 +113,6 @@ def _call(kernel: Callable[..., None], inputs: dict[str, Tensor], resets: Tensor
         if resets.dtype != torch.bool or resets.device.type != "cpu":
             raise ValueError(f"native wkv: resets are {resets.dtype} on {resets.device}; bool on the CPU is wanted")
         resets = resets.contiguous()
-    arrays = [None if x is None else x.detach().numpy() for x in (*inputs.values(), resets, *outputs)]
+    # Shared through DLPack: Tensor.numpy() would forbid FSDP to resize a parameter's storage from then on.
+    arrays = [None if x is None else x.detach() for x in (*inputs.values(), resets, *outputs)]
     kernel(*arrays, torch.get_num_threads())
