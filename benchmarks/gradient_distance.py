@@ -102,7 +102,7 @@ def table(found: list[dict[str, Any]]) -> str:
         "version  decays  keeps   " + "".join(f"{d:>10}" for d in shown),
     ]
     for f in found:
-        numbers = "".join(f"{f['norm'][d - 1]:10.1e}" for d in shown)
+        numbers = "".join(f"{x:10.1e}" if x > 1e-99 else "   < 1e-99" for x in (f["norm"][d - 1] for d in shown))
         lines.append(f"v{f['version']:<6}  {f['beginning']:<6}  {f['kept']:.3f}   {numbers}")
     return "\n".join(lines)
 
@@ -122,7 +122,7 @@ def plot(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
         for f in (f for f in found if f["version"] == version):
             color, line = look[f["beginning"]]
             at = range(1, len(f["norm"]) + 1)
-            what = "recipe's curve" if f["beginning"] == "recipe" else f"flat, {f['kept']:.3f} a token"
+            what = "recipe's curve" if f["beginning"] == "recipe" else f"all {f['kept']:.3f} ({f['beginning']})"
             axis.plot(at, f["norm"], color=color, linestyle=line, linewidth=1.6, label=what)
             axis.fill_between(at, f["least"], f["most"], color=color, alpha=0.15, linewidth=0)
         axis.set_yscale("log")
@@ -131,7 +131,7 @@ def plot(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
         axis.set_title(f"RWKV-{version}")
         axis.set_xlabel("distance d, tokens")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower left", title="decays begin as", title_fontsize=8)
+        axis.legend(fontsize=8, loc="lower right", title="decays begin as", title_fontsize=8)
     figure.supylabel("|d loss(T) / d embedding(T - d)|, relative to d = 1", fontsize=9)
     figure.suptitle(
         f"Fresh model, L{args.layers} D{args.width}: mean and range of {args.seeds} seeds", fontsize=10

@@ -50,8 +50,8 @@ Losses = Callable[[Tensor, Tensor], Tensor]  # tokens, targets [B,T] -> the mean
 class Engine:
     """Something that trains: `step` does one step and gives its seconds and, of them, those inside the recurrence."""
 
-    def __init__(self, name: str, model: nn.Module, losses: Losses, form: str = "auto") -> None:
-        self.name, self.model, self.losses, self.form = name, model, losses, form
+    def __init__(self, name: str, model: nn.Module, losses: Losses, form: str = "auto", narrow: bool = False) -> None:
+        self.name, self.model, self.losses, self.form, self.narrow = name, model, losses, form, narrow
         if isinstance(model, Network):
             self.adam = optimiser.adamw(model, model.config, OPTIMISER)
         else:
@@ -63,7 +63,8 @@ class Engine:
         inside, begin = CLOCK.seconds, time.perf_counter()
         with wkv.using(self.form):
             self.adam.zero_grad()
-            loss = self.losses(tokens, targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+                loss = self.losses(tokens, targets)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMISER.grad_clip)
             self.adam.step()
@@ -93,7 +94,7 @@ class Clock:
 CLOCK = Clock()
 
 
-def ours(version: str, layers: int, width: int, vocab: int, form: str) -> Engine:
+def ours(version: str, layers: int, width: int, vocab: int, form: str, narrow: bool = False) -> Engine:
     settings = Settings(ModelSettings(version, layers, width, vocab_size=vocab))
     network = Network.fresh(shape.config(settings, vocab), 1)
 
@@ -101,7 +102,7 @@ def ours(version: str, layers: int, width: int, vocab: int, form: str) -> Engine
         x, _ = network.hidden(tokens)
         return loss_of(network.head, x.flatten(0, 1), targets.flatten(), OPTIMISER.l2wrap)
 
-    return Engine(f"v{version} {form}", network, losses, form)
+    return Engine(f"v{version} {form}{' bf16' * narrow}", network, losses, form, narrow)
 
 
 def plain_losses(logits_of: Callable[[Tensor], Tensor]) -> Losses:
@@ -151,6 +152,8 @@ def batch_of(batch: int, length: int, vocab: int) -> Tensor:
 def side_by_side(name: str, args: argparse.Namespace) -> dict[str, Any]:
     layers, width = sizes(name)
     engines = [ours(version, layers, width, args.vocab, form) for version in "74" for form in ("native", "plain")]
+    if args.bf16:
+        engines.insert(0, ours("7", layers, width, args.vocab, "native", narrow=True))
     if "sequential" in args.against:
         engines.append(sequential(layers, width, args.vocab))
     if "huggingface" in args.against:
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--matmul", default="highest", help="float32 products of all engines: highest, high or medium")
+    parser.add_argument("--bf16", action="store_true", help="also ours with precision=bf16 (autocast)")
     parser.add_argument("--time-vs-context", action="store_true")
     parser.add_argument("--tokens", type=int, default=16384, help="of a step, for --time-vs-context")
     parser.add_argument("--version", default="7", help="for --time-vs-context")
