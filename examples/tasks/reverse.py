@@ -1,7 +1,7 @@
 """Reverse a row of digits: 3 1 4 = 4 1 3. What is asked for is exact and in the order opposite to that of reading.
 
     python examples/tasks/reverse.py                 # 1 to 20 digits
-    python examples/tasks/reverse.py --digits 60 --steps 12000
+    python examples/tasks/reverse.py --digits 60 --steps 12000     # an hour or more
 
 An RWKV-7 of fewer than 40,000 parameters learns it, though the whole row has to lie in its state when the answer
 begins. After BlinkDL's demo of the same size (12 tokens, 32 channels, 2 layers).
