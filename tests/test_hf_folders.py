@@ -320,7 +320,10 @@ def test_the_world_vocabulary_comes_along(tmp_path: Path) -> None:
 
 
 def test_a_folder_names_its_tokenizer_and_never_a_path(tmp_path: Path) -> None:
-    weights.convert("gosling", tmp_path / "m", to="hf")
+    model = weights.load(FIXTURES / "v7.safetensors")
+    formats.write(tmp_path / "x.pth", model.tensors)
+    formats.write(tmp_path / "x.safetensors", model.tensors, {"rookery.tokenizer": "bytes"})
+    weights.convert(tmp_path / "x.safetensors", tmp_path / "m", to="hf")
     assert rookery.load(tmp_path / "m").tokenizer.name == "bytes"
     secret = tmp_path / "secret.txt"
     secret.write_text("1 'a' 1\n")
@@ -345,8 +348,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["info", path, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["format"], facts["version"], facts["bytes"]) == ("hf", "7", formats.size(path))
-    assert facts["tokenizer"] == {"name": "bytes", "source": "file"}
-    assert facts["fingerprint"] == weights.load("gosling").fingerprint
+    assert facts["tokenizer"] == {"name": "rwkv_vocab_v20230424.txt", "source": "stored"}
+    assert facts["lineage"] == weights.load("gosling").lineage
     assert main(["info", path]) == 0
     assert "RWKV-7" in capsys.readouterr().out
     assert main(["generate", "-m", path, "Once", "-n", "8", "--temperature", "0"]) == 0

@@ -21,7 +21,7 @@ def test_a_table(rookery: Any, backend: str) -> None:
     code, out, err = rookery("bench", *SMALL, "--depth", "0,7", "--backend", backend, "-t", "1,2")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert "RWKV-7 Goose, 4 layers x 128, 0.9 M parameters" in lines[0]
+    assert "RWKV-7 Goose, 4 layers x 192, 3.6 M parameters" in lines[0]
     assert lines[1].startswith(f"{backend} back end")
     assert lines[1].endswith("random tokens, seed 0; medians of 2 interleaved")
     assert lines[3].split()[:5] == ["threads", "test", "rows", "depth", "tokens/s"]

@@ -124,7 +124,8 @@ def test_info_of_panels_that_cannot_be_mapped(rookery: Any, tmp_path: Path) -> N
     tensors["blocks.0.att.w1"] = panels.of(tensors["blocks.0.att.w1"].permuted(0, 1))
     formats.write(path, tensors)
     rows = fates(rookery, path)["tensors"]
-    assert [row["why"] for row in rows if row["class"] == "LoRA"] == ["the file holds it otherwise", "panels"]
+    whys = [row["why"] for row in rows if row["class"] == "LoRA"]
+    assert sorted(set(whys)) == ["panels", "the file holds it otherwise"]
     data = path.read_bytes()
     head = int.from_bytes(data[:8], "little") + 1
     path.write_bytes(head.to_bytes(8, "little") + data[8 : 7 + head] + b" " + data[7 + head :])
@@ -260,7 +261,7 @@ def test_info_of_ggufs(rookery: Any, tmp_path: Path) -> None:
     weights.convert("gosling", tmp_path / "ours.gguf")
     facts = json.loads(rookery("info", "--json", tmp_path / "ours.gguf").out)
     assert facts["format"] == "gguf"
-    assert facts["metadata"]["tokenizer.ggml.tokens"] == "256 values"
+    assert facts["metadata"]["tokenizer.ggml.tokens"] == "4096 values"
     assert facts["metadata"]["rwkv7.block_count"] == facts["n_layer"]
     formats.write(tmp_path / "llama.gguf", {}, {"general.architecture": "llama\x1b[0m"})
     check_mistake(rookery("info", tmp_path / "llama.gguf"), r"the architecture 'llama\x1b[0m', which is no RWKV")

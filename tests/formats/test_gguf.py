@@ -254,7 +254,9 @@ def test_the_first_layers_own_v_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_of_a_byte_model(tmp_path: Path) -> None:
-    weights.convert("gosling", tmp_path / "x.gguf")
+    model = weights.load(Path(__file__).parents[1] / "fixtures" / "v7.safetensors")
+    formats.write(tmp_path / "x.safetensors", model.tensors, {"rookery.tokenizer": "bytes"})
+    weights.convert(tmp_path / "x.safetensors", tmp_path / "x.gguf")
     file = formats.read(tmp_path / "x.gguf")
     assert file.metadata["tokenizer.ggml.model"] == "rwkv"
     tokens = file.metadata["tokenizer.ggml.tokens"]

@@ -17,7 +17,7 @@ from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
 from rookery.weights.names import ggmf, gguf, hf
 
-PACKAGED = {"gosling": "gosling.safetensors"}
+PACKAGED = {"gosling": "gosling.gguf"}
 LAYER_NORM_EPS = 1e-5
 
 
