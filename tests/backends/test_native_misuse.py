@@ -138,7 +138,7 @@ def test_mistakes_of_states_and_tokens() -> None:
         model.forward([1], other.state())
     with pytest.raises(StateError, match="a state of 3 numbers"):
         State(model.config, np.zeros(3, np.float32), model.weights)
-    for tokens in ([256], [-1], [1, 2**40], np.array([0, 2**63 - 1])):
+    for tokens in ([model.config.n_vocab], [-1], [1, 2**40], np.array([0, 2**63 - 1])):
         with pytest.raises(TokenError, match="outside the vocabulary"):
             model.forward(tokens)
     for tokens in ([1.5], ["a"], [], [[1, 2]], [[1], [2, 3]], np.array([1.0]), [None]):
@@ -163,9 +163,10 @@ def test_a_state_of_another_type_is_taken_as_float32() -> None:
 
 def test_what_the_core_itself_refuses() -> None:
     """A runner trusts its caller; the core does not: nothing is read or written beyond an array."""
-    engine, size = load().runner.engine, load().state_size
+    model = load()
+    engine, size, vocab = model.runner.engine, model.state_size, model.config.n_vocab
     ids, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-    state, logits = np.zeros(size, np.float32), np.zeros((1, 256), np.float32)
+    state, logits = np.zeros(size, np.float32), np.zeros((1, vocab), np.float32)
     good = {"ids": ids, "lengths": one, "states": [state], "logits": logits, "every": False}
     engine.run(**good)
     for wrong in (
@@ -173,13 +174,13 @@ def test_what_the_core_itself_refuses() -> None:
         {"states": []},
         {"states": [state, state]},
         {"ids": ids - 1},
-        {"ids": ids + 256},
+        {"ids": ids + vocab},
         {"ids": np.zeros(2, np.int64)},
         {"lengths": one * 0},
         {"lengths": one * 2},
         {"lengths": one * 257, "ids": np.zeros(257, np.int64)},
         {"logits": logits[:, 1:].copy()},
-        {"logits": np.zeros((2, 256), np.float32)},
+        {"logits": np.zeros((2, vocab), np.float32)},
         {
             "ids": np.zeros(2, np.int64),
             "lengths": np.ones(2, np.int64),
