@@ -27,6 +27,7 @@ _HOME = {
     "UTF16LE": "simple",
     "World": "world",
 }
+CARRIED = "rookery.vocabulary"  # metadata: the text of a vocabulary file, in formats whose metadata is text
 NAMES = {"bytes": "Bytes", "utf16le": "UTF16LE", "world": "World"}
 
 __all__ = ["UTF16LE", "Bytes", "HuggingFace", "StreamDecoder", "Tokenizer", "World", "load"]
@@ -92,7 +93,7 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
 
 def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer | None:
     """The vocabulary that came with a model: in its metadata, or in the folder that is the model."""
-    if format not in ("gguf", "hf") and "rookery.vocabulary" not in metadata:
+    if format not in ("gguf", "hf") and CARRIED not in metadata:
         return None
     from rookery.tokenizer.stored import find
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from rookery import errors
 from rookery.formats import folder
+from rookery.tokenizer import CARRIED
 from rookery.tokenizer.huggingface import HuggingFace
 from rookery.tokenizer.trie import LARGEST_ID
 from rookery.tokenizer.world import World
 
 VOCABULARY, TOKENIZER = "rwkv_vocab_v20230424.txt", "tokenizer.json"
 TOKENS = "tokenizer.ggml.tokens"
-TEXT = "rookery.vocabulary"  # of metadata that is text: that of a vocabulary file
 MAX_CONFIG = 1 << 20
 
 # gguf's token types: the text of these is a name, which never stands in a text
@@ -38,8 +38,8 @@ def where(path: str, format: str, metadata: Mapping[str, Any]) -> str | None:
     """What `find` would read, told without reading it."""
     if format == "hf":
         return next((name for name in (VOCABULARY, TOKENIZER) if name in os.listdir(path)), None)
-    if format != "gguf" and TEXT in metadata:
-        return f"rwkv, {len(str(metadata[TEXT]).splitlines()) + 1} tokens"
+    if format != "gguf" and CARRIED in metadata:
+        return f"rwkv, {len(str(metadata[CARRIED]).splitlines()) + 1} tokens"
     tokens = metadata.get(TOKENS)
     listed = metadata.get("tokenizer.ggml.model") == "rwkv" and isinstance(tokens, Sequence)
     return f"rwkv, {len(tokens)} tokens" if listed and tokens is not None else None
@@ -47,7 +47,7 @@ def where(path: str, format: str, metadata: Mapping[str, Any]) -> str | None:
 
 def of_text(metadata: Mapping[str, Any], path: str) -> World | None:
     """The vocabulary that a file of text metadata carries. Raises TokenizerError."""
-    text = metadata.get(TEXT)
+    text = metadata.get(CARRIED)
     return World.from_text(text.encode(), "rwkv", path) if isinstance(text, str) else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rookery.backends.torch import Network
-from rookery.tokenizer import NAMES, Tokenizer, World
+from rookery.tokenizer import CARRIED, NAMES, Tokenizer, World
 from rookery.train.config import Settings
 from rookery.train.parallel import Parallel, whole
 
@@ -26,7 +26,7 @@ def write(network: Network, settings: Settings, tok: Tokenizer, step: int, paral
         if name in NAMES:
             metadata["rookery.tokenizer"] = name
         elif isinstance(tok, World):  # other vocabularies have no place in such a file
-            metadata["rookery.vocabulary"] = tok.text()
+            metadata[CARRIED] = tok.text()
         network.save(str(path), metadata, settings.run.dtype, state)
     parallel.barrier()
     return path

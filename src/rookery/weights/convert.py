@@ -8,10 +8,8 @@ from typing import Any
 from rookery import formats
 from rookery.errors import CannotWrite
 from rookery.formats.tensor import Tensor, plain, row_major
-from rookery.tokenizer.world import MODEL_ROWS
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
-from rookery.weights.names.gguf_vocabulary import CARRIED
 
 _KEPT = ("general.name", "tokenizer.chat_template")  # of a GGUF's metadata, in formats that hold only text
 
@@ -59,7 +57,8 @@ def texts(weights: Weights) -> dict[str, str]:
 
 def _words(weights: Weights) -> dict[str, str]:
     """The vocabulary that a GGUF carries, unless its name says all."""
-    from rookery.tokenizer import stored
+    from rookery.tokenizer import CARRIED, stored
+    from rookery.tokenizer.world import MODEL_ROWS
 
     known = "rookery.tokenizer" in weights.metadata or weights.config.n_vocab == MODEL_ROWS
     found = None if known or weights.format != "gguf" else stored.of_gguf(weights.metadata, weights.path)

@@ -16,7 +16,6 @@ from rookery.formats.raw import map_file
 from rookery.formats.tensor import Tensor
 from rookery.weights.load import LAYER_NORM_EPS, Weights
 from rookery.weights.names import hf
-from rookery.weights.names.gguf_vocabulary import CARRIED
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 COPIED = (VOCABULARY, "tokenizer.json", folder.TOKENIZER, "special_tokens_map.json")  # from folder to folder
@@ -31,6 +30,8 @@ def write(weights: Weights, path: str | os.PathLike[str], tensors: dict[str, Ten
 
     Raises CannotWrite.
     """
+    from rookery.tokenizer import CARRIED
+
     tokenizer = _tokenizer(weights)
     config = settings(weights, "world" if CARRIED in metadata else tokenizer)  # whose vocabulary says how a text ends
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

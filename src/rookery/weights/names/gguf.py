@@ -298,7 +298,9 @@ def _header(
     }
     out |= {f"{arch}.{key}": value for key, value in (sizes | dict(facts)).items()}
     out |= gguf_vocabulary.entries(kept, config.n_vocab)
-    said = ("general.", gguf_vocabulary.CARRIED)
+    from rookery.tokenizer import CARRIED
+
+    said = ("general.", CARRIED)
     return out | {k: v for k, v in kept.items() if not k.startswith(said)}
 
 

@@ -14,7 +14,6 @@ from rookery.errors import TokenError
 
 MODEL, TOKENS, KINDS = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 NORMAL, CONTROL, UNUSED = 1, 3, 5
-CARRIED = "rookery.vocabulary"  # the text of a vocabulary file, in formats whose metadata is text
 DOUBLE_NEWLINE = 261  # in World's vocabulary; ends a turn, says llama.cpp's converter
 
 
@@ -25,17 +24,15 @@ def entries(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
     """
     if MODEL in metadata:
         return {}
-    if carried := metadata.get(CARRIED):
-        from rookery.tokenizer import World
+    from rookery.tokenizer import CARRIED, World
 
+    if carried := metadata.get(CARRIED):
         vocabulary = World.from_text(carried.encode(), "rwkv", "the model")
         tokens = _known(vocabulary.token_bytes, min(n_vocab, vocabulary.vocab_size))
         turn = {"eot": tokens.index(b"\n\n")} if b"\n\n" in tokens else {}
         return _entries(tokens, n_vocab, {"bos": 0, "eos": 0} | turn)
     name = metadata.get("rookery.tokenizer") or ("world" if n_vocab == 65536 else None)
     if name == "world":
-        from rookery.tokenizer import World
-
         world = World()
         tokens = _known(world.token_bytes, n_vocab)
         special = {"bos": 0, "eos": 0, "eot": DOUBLE_NEWLINE}
