@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state"},
     "bench": {"model", "backends"},
     "models": set(),
-    "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "state", "backends"},
+    "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "backends"},
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": {"errors", "tokenizer", "weights", "model", "sampling", "state"},
