@@ -27,13 +27,17 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"architecture", "formats", "_core", "_native"},
     "state": {"architecture", "formats", "_core", "_native"},
     "backends": {"architecture", "formats", "weights", "state", "_core", "_native"},
-    "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state"},
+    "stream": {"tokenizer", "sampling", "state"},
+    "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state", "stream"},
+    "chat": {"formats", "tokenizer", "sampling"},
+    "store": {"formats", "state"},
+    "session": {"architecture", "formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "store"},
     "bench": {"model", "backends"},
     "models": set(),
     "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "backends"},
     "cli": {"*"},
     "__main__": {"cli"},
-    "__init__": {"errors", "tokenizer", "weights", "model", "sampling", "state"},
+    "__init__": {"errors", "tokenizer", "weights", "model", "sampling", "session", "state", "stream"},
 }
 TORCH = ("backends/torch/", "train/", "tune/", "hf.py")
 THIRD_PARTY = {
@@ -42,6 +46,8 @@ THIRD_PARTY = {
     "tokenizer/huggingface.py": {"tokenizers"},
     "hub.py": {"huggingface_hub"},
     "train": {"numpy", "matplotlib", "wandb"},
+    "chat": {"numpy", "jinja2", "llguidance"},
+    "store": {"numpy", "redis"},
     "*": {"numpy"},
 }
 

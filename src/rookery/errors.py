@@ -8,6 +8,7 @@ RookeryError                    one line: what, where, what was wanted, the reme
 │   ├── EmptyFile               zero bytes
 │   ├── UnknownFormat           the first bytes belong to no format we read
 │   ├── CannotWrite             the target cannot be written (exists, disk full, read-only)
+│   ├── NewerFile               written by a later Rookery, in a way this one does not know
 │   └── DamagedFile             the format is known, the content breaks its rules
 │       ├── TruncatedFile       the file ends before what its header promises
 │       ├── MissingShard        a folder or an index names a file that is not there
@@ -24,6 +25,8 @@ RookeryError                    one line: what, where, what was wanted, the reme
 ├── StateError                  the state of another model, or of another shape
 ├── TokenError                  a token id outside the vocabulary
 ├── TokenizerError              no tokenizer known, or a damaged vocabulary
+├── TemplateError               a chat template that is damaged, asks for too much or reaches for what it may not
+├── StoreError                  a store of talks that cannot be reached, or a talk that is not in it
 ├── InputError                  an argument, prompt or setting that makes no sense
 ├── TrainingError               a run that cannot go on: the loss or a gradient is not finite
 ├── BackendError                a back end that cannot do what was asked
@@ -71,6 +74,10 @@ class UnknownFormat(FileError):
 
 class CannotWrite(FileError):
     """The target cannot be written."""
+
+
+class NewerFile(FileError):
+    """Written by a later Rookery in a form that this one does not know; a newer one reads it."""
 
 
 class DamagedFile(FileError):
@@ -135,6 +142,14 @@ class TokenError(RookeryError):
 
 class TokenizerError(RookeryError):
     """No tokenizer is known for the model, or its vocabulary is damaged."""
+
+
+class TemplateError(RookeryError):
+    """A chat template is damaged, asks for too much time or memory, or reaches for what it may not."""
+
+
+class StoreError(RookeryError):
+    """A store of talks cannot be reached or stays locked, or has no such talk."""
 
 
 class InputError(RookeryError):
