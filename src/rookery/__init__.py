@@ -14,20 +14,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rookery import errors, tokenizer, weights
-    from rookery.model import Model, Stream, load
+    from rookery.model import Model, load
     from rookery.sampling import Sampling
+    from rookery.session import Session
     from rookery.state import State
+    from rookery.stream import Stream
 
 _HOME = {
     "Model": "rookery.model",
     "Sampling": "rookery.sampling",
+    "Session": "rookery.session",
     "State": "rookery.state",
-    "Stream": "rookery.model",
+    "Stream": "rookery.stream",
     "load": "rookery.model",
 }
 _ROOMS = ("errors", "tokenizer", "weights")
 
-__all__ = ["Model", "Sampling", "State", "Stream", "errors", "load", "tokenizer", "weights"]
+__all__ = ["Model", "Sampling", "Session", "State", "Stream", "errors", "load", "tokenizer", "weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any
@@ -19,12 +18,12 @@ from rookery.backends import Runner, runner
 from rookery.errors import InputError, StateError, TokenError, TokenizerError
 from rookery.sampling import Sampler, Sampling, free_tokens
 from rookery.state import State, layers, shapes, size
+from rookery.stream import Constraint, Progress, Stream
 from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
 
 Array = npt.NDArray[Any]
 Tokens = int | Sequence[int] | Array
-Progress = Callable[[int, int], None]  # tokens read so far, tokens in all
 
 CHUNK = 256  # rows of one step: bounds memory, and lets Ctrl-C through
 
@@ -166,21 +165,29 @@ class Model:
         seed: int | None = None,
         state: State | None = None,
         progress: Progress | None = None,
+        stop: Sequence[str] = (),
+        constraint: Constraint | None = None,
         **settings: Any,
     ) -> Stream:
         """Continue `prompt` piece by piece: `for piece in model.stream("Once"): ...`.
 
-        `settings` are fields of Sampling. Ends after `max_tokens`, or where the tokenizer's end token is drawn.
+        `settings` are fields of Sampling. Ends after `max_tokens`, where the tokenizer's end token is drawn, or before
+        a text of `stop`. `constraint`: what may be written, see rookery.chat.grammar.
         """
         if settings and sampling is not None:
             raise InputError(f"sampling= and {', '.join(settings)}= say the same thing twice; give one")
         for name in settings:
             if name not in Sampling.names():
                 raise InputError(f"no sampling setting {name!r}: choose from {', '.join(Sampling.names())}")
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 0:
-            raise InputError(f"max_tokens {max_tokens!r}: a whole number, 0 or more, is wanted")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str | bytes) else prompt
-        return Stream(self, self._ids(ids), max_tokens, sampling or Sampling(**settings), seed, state, progress)
+        sampler = self.sampler(sampling or Sampling(**settings), seed)
+        limit = whole("max_tokens", max_tokens)
+        rows = self._ids(ids)
+        return Stream(self, rows, limit, sampler, state, progress=progress, stop=stop, constraint=constraint)
+
+    def sampler(self, sampling: Sampling, seed: int | None = None) -> Sampler:
+        """A sampler for this model's logits and vocabulary."""
+        return Sampler(sampling, self.config.n_vocab, seed, free=free_tokens(self.tokenizer.encode))
 
     def generate(self, prompt: str | bytes | Sequence[int], max_tokens: int = 256, **settings: Any) -> str:
         """The whole continuation; takes what `stream` takes."""
@@ -214,72 +221,8 @@ class Model:
         return f"Model({c.name}, {c.n_layer} layers x {c.n_embd}, {c.n_vocab} tokens, {self.backend})"
 
 
-class Stream:
-    """A reply while it is being written. Iterate it once for its pieces of text, whole characters only."""
-
-    def __init__(
-        self,
-        model: Model,
-        prompt: npt.NDArray[np.int64],
-        max_tokens: int,
-        sampling: Sampling,
-        seed: int | None,
-        state: State | None,
-        progress: Progress | None,
-    ) -> None:
-        self.tokens: list[int] = []
-        self.prompt_tokens = len(prompt)
-        self.stop_reason: str | None = None  # "end" or "length" when finished
-        self.prefill_seconds = self.decode_seconds = 0.0
-        self.sampler = Sampler(sampling, model.config.n_vocab, seed, free=free_tokens(model.tokenizer.encode))
-        self._model, self._max = model, max_tokens
-        self._pending: Tokens | None = prompt  # drawn or given, and not yet fed
-        self._logits: Array | None = None  # after all that was fed
-        self._state, self._progress = state, progress
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    @property
-    def state(self) -> State:
-        """The state after the prompt and all of `tokens`."""
-        self._feed()
-        assert self._state is not None
-        return self._state
-
-    def _feed(self) -> Array | None:
-        if self._pending is not None:
-            self._logits, self._state = self._model.forward(self._pending, self._state, progress=self._progress)
-            self._pending = self._progress = None
-        return self._logits
-
-    def _run(self) -> Iterator[str]:
-        tokenizer, text = self._model.tokenizer, self._model.tokenizer.stream()
-        known = np.arange(self._model.config.n_vocab) < tokenizer.vocab_size  # rows of the head that have a token
-        begin = time.perf_counter()
-        logits = self._feed()
-        self.prefill_seconds = time.perf_counter() - begin
-        while logits is not None and len(self.tokens) < self._max:
-            begin = time.perf_counter()
-            logits = np.where(known, logits, -np.inf)
-            token = self.sampler.sample(logits)
-            if token == tokenizer.end:
-                self.stop_reason = "end"
-                break
-            try:
-                piece = text.push(token)
-            except TokenError:  # a gap in the vocabulary: draw again without it
-                known[token] = False
-                continue
-            self.sampler.accept(token)
-            self.tokens.append(token)
-            self._pending = token
-            if len(self.tokens) < self._max:
-                logits = self._feed()
-            self.decode_seconds += time.perf_counter() - begin
-            if piece:
-                yield piece
-        self.stop_reason = self.stop_reason or "length"
-        if rest := text.flush():
-            yield rest
+def whole(name: str, value: Any) -> int:
+    """`value`, if it is a whole number, 0 or more. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise InputError(f"{name} {value!r}: a whole number, 0 or more, is wanted")
+    return int(value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,8 +60,8 @@ class Tokenizer(Protocol):
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token, none for the end of text. Raises TokenError."""
 
-    def stream(self) -> StreamDecoder:
-        """A decoder that takes one id at a time."""
+    def stream(self, stop: Sequence[str] = ()) -> StreamDecoder:
+        """A decoder that takes one id at a time and ends where one of the texts `stop` begins."""
 
 
 def load(name: str | os.PathLike[str]) -> Tokenizer:
@@ -89,6 +90,18 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
     if head.startswith(b"\x1f\x8b"):
         raise errors.TokenizerError(f"{os.fspath(name)}: is packed with gzip; unpack it first (gunzip) and give that")
     return stored.of_json(name) if head.lstrip()[:1] == b"{" else World(name)
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """What tells two vocabularies apart: a sha256 over every token's bytes and the token that ends a text, hex."""
+    made = sha256(repr((tokenizer.vocab_size, tokenizer.end)).encode())
+    for id in range(tokenizer.vocab_size):
+        try:
+            token = tokenizer.token_bytes(id)
+        except errors.TokenError:  # a gap
+            token = b"\xff\xff"
+        made.update(len(token).to_bytes(4, "little") + token)
+    return made.hexdigest()
 
 
 def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer | None:

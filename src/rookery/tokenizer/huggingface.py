@@ -97,8 +97,8 @@ class HuggingFace:
         except (KeyError, TypeError):
             raise unknown_token(id, self.vocab_size) from None
 
-    def stream(self) -> StreamDecoder:
-        return StreamDecoder(self.token_bytes, "utf-8")
+    def stream(self, stop: Sequence[str] = ()) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes, "utf-8", stop)
 
 
 def _text(data: bytes) -> str:

@@ -50,8 +50,8 @@ class Bytes:
         except (ValueError, TypeError):
             raise unknown_token(id, self.vocab_size) from None
 
-    def stream(self) -> StreamDecoder:
-        return StreamDecoder(self.token_bytes, self.encoding)
+    def stream(self, stop: Sequence[str] = ()) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes, self.encoding, stop)
 
 
 class UTF16LE(Bytes):

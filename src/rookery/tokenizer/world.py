@@ -108,8 +108,8 @@ class World:
         except (IndexError, OverflowError, TypeError):
             raise unknown_token(id, self.vocab_size) from None
 
-    def stream(self) -> StreamDecoder:
-        return StreamDecoder(self.token_bytes, "utf-8")
+    def stream(self, stop: Sequence[str] = ()) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes, "utf-8", stop)
 
 
 def _trie(text: bytes, native: bool | None) -> NativeTrie | trie.Trie:
