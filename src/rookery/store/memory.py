@@ -1,0 +1,147 @@
+"""A store that ends with the process; threads may share it. Also the plainest statement of what a store does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rookery.store.evict import Cache, is_kept, victims
+from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_schema, taken, unknown
+
+BUDGET = 512 << 20
+
+
+@dataclass
+class _Kept:
+    """One talk: its turns, how many turns come after each, its heads."""
+
+    header: Talk
+    used: float
+    nodes: dict[str, Node] = field(default_factory=dict)
+    children: Counter[str] = field(default_factory=Counter)
+    heads: dict[str, str | None] = field(default_factory=lambda: {MAIN: None})
+
+
+class Memory(Cache):
+    """`half`: states are rounded to float16; `budget`: bytes of snapshots, 512 MiB by default."""
+
+    def __init__(self, half: bool = False, budget: int | None = None) -> None:
+        super().__init__(half, BUDGET if budget is None else budget)
+        self._lock = threading.RLock()
+        self._talks: dict[str, _Kept] = {}
+        self._payloads: OrderedDict[str, bytes] = OrderedDict()  # the least recently used first
+        self._total = 0
+        self._keep: set[str] = set()
+        self._turns: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)  # key -> (talk, turn)
+
+    # snapshots
+
+    def has(self, key: str) -> bool:
+        with self._lock:
+            return key in self._payloads
+
+    def _write(self, key: str, data: bytes, keep: bool) -> int:
+        with self._lock:
+            kept = keep or key in self._keep
+            self._drop(key)
+            rows = ((other, len(payload)) for other, payload in self._payloads.items())
+            gone = list(victims(rows, self._total + len(data) - self.budget, self._spared))
+            for other in gone:
+                self._drop(other)
+            self._payloads[key] = data
+            self._total += len(data)
+            if kept:
+                self._keep.add(key)
+            return len(gone)
+
+    def _read(self, key: str) -> bytes | None:
+        with self._lock:
+            if key in self._payloads:
+                self._payloads.move_to_end(key)
+            return self._payloads.get(key)
+
+    def _drop(self, key: str) -> None:
+        with self._lock:
+            self._total -= len(self._payloads.pop(key, b""))
+            self._keep.discard(key)
+
+    def _size(self) -> tuple[int, int]:
+        with self._lock:
+            return len(self._payloads), self._total
+
+    def _spared(self, keys: Sequence[str]) -> set[str]:
+        def goes_last(talk: str, turn: str) -> bool:
+            kept = self._talks[talk]
+            return is_kept(kept.children[turn], turn in kept.heads.values())
+
+        return {key for key in keys if key in self._keep or any(goes_last(*t) for t in self._turns.get(key, ()))}
+
+    # talks
+
+    def create(self, talk: Talk) -> None:
+        check_name(talk.name)
+        with self._lock:
+            if talk.name in self._talks:
+                raise taken(talk.name)
+            self._talks[talk.name] = _Kept(talk, time.time())
+
+    def talk(self, name: str) -> Talk:
+        return self._of(name).header
+
+    def talks(self) -> list[tuple[Talk, float]]:
+        with self._lock:
+            newest = reversed(self._talks.values())  # of two with the same time, too
+            return sorted(((t.header, t.used) for t in newest), key=lambda row: -row[1])
+
+    def nodes(self, name: str) -> dict[str, Node]:
+        with self._lock:
+            return dict(self._of(name).nodes)
+
+    def heads(self, name: str) -> dict[str, str | None]:
+        with self._lock:
+            return dict(self._of(name).heads)
+
+    def add(self, name: str, node: Node, head: str, expected: str | None) -> bool:
+        with self._lock:
+            kept = self._of(name)
+            check_name(head, "head")
+            before = {node.parent, node.base} - {None}
+            if not before <= kept.nodes.keys():
+                raise absent(name, "the turn before it")
+            if node.id not in kept.nodes:
+                kept.nodes[node.id] = node
+                kept.children.update(before)
+                self._turns[node.key].add((name, node.id))
+            return self.move(name, head, expected, node.id)
+
+    def move(self, name: str, head: str, expected: str | None, to: str | None) -> bool:
+        with self._lock:
+            kept = self._of(name)
+            check_name(head, "head")
+            if to is not None and to not in kept.nodes:
+                raise absent(name, f"turn {to}")
+            kept.used = time.time()
+            if kept.heads.get(head) not in (expected, to):
+                return False
+            kept.heads[head] = to
+            return True
+
+    def remove(self, name: str) -> None:
+        with self._lock:
+            for turn, node in self._of(name).nodes.items():
+                sharing = self._turns[node.key]
+                sharing.discard((name, turn))
+                if not sharing:
+                    del self._turns[node.key]
+                    self._drop(node.key)
+            del self._talks[name]
+
+    def _of(self, name: str) -> _Kept:
+        with self._lock:
+            if name not in self._talks:
+                raise unknown(name, "memory")
+            check_schema("memory", name, self._talks[name].header.schema)
+            return self._talks[name]
