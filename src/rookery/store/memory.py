@@ -108,7 +108,7 @@ class Memory(Cache):
         with self._lock:
             kept = self._of(name)
             check_name(head, "head")
-            before = {node.parent, node.base} - {None}
+            before = {turn for turn in (node.parent, node.base) if turn is not None}
             if not before <= kept.nodes.keys():
                 raise absent(name, "the turn before it")
             if node.id not in kept.nodes:

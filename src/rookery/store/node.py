@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -83,7 +84,7 @@ class Node:
 
     @classmethod
     def from_json(cls, text: str, id: str | None = None) -> Node:
-        """The turn that `to_json` wrote. Raises ValueError unless every field is right and, if given, its id is `id`."""
+        """What `to_json` wrote. Raises ValueError unless every field is right and, if given, its id is `id`."""
         found = _read(cls, text)
         try:
             found["spans"] = tuple(Span(*span) for span in found["spans"])
@@ -148,12 +149,36 @@ def check_name(name: object, what: str = "talk") -> str:
     return name
 
 
-def check_schema(where: str, name: str, schema: int) -> None:
+def check_schema(where: str, name: str, schema: Any) -> None:
     """Raises NewerFile for a talk that a later Rookery wrote."""
-    if schema > SCHEMA:
+    if isinstance(schema, int) and schema > SCHEMA:
         raise errors.NewerFile(
             where, f"talk {name!r} is of schema {schema}, this Rookery knows {SCHEMA}: a newer one reads it"
         )
+
+
+def read_talk(where: str, name: str, schema: Any, text: str) -> Talk:
+    """A stored header. Raises NewerFile, DamagedFile."""
+    check_schema(where, name, schema)
+    try:
+        return Talk.from_json(text, name)
+    except ValueError as error:
+        raise errors.DamagedFile(where, f"talk {name!r} is damaged: {error}") from None
+
+
+def read_turns(where: str, name: str, rows: Iterable[tuple[str, str]]) -> dict[str, Node]:
+    """The turns of a talk, stored as (id, text). Raises DamagedFile, which names the turn."""
+    found: dict[str, Node] = {}
+    for id, text in rows:
+        try:
+            found[id] = Node.from_json(text, id)
+        except ValueError as error:
+            raise errors.DamagedFile(where, f"talk {name!r}: turn {str(id)[:32]} is damaged: {error}") from None
+    for id, node in found.items():
+        for before in (node.parent, node.base):
+            if before is not None and before not in found:
+                raise errors.DamagedFile(where, f"talk {name!r}: turn {before}, which {id} follows, is not there")
+    return found
 
 
 def taken(name: str) -> errors.InputError:

@@ -89,7 +89,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     said = [[name, t.dtype, t.shape] for name, t in sorted(tensors.items())]
     digest = hashlib.sha256(json.dumps([said, sorted(metadata.items())]).encode())
     for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.data)
+        digest.update(tensor.data.data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,195 @@
+"""A store in one SQLite file: talks that survive a crash, and states beside them. The file is its owner's alone.
+
+Several processes may have it open; one writes at a time. A state is a blob in its row, not a file beside an index:
+`benchmarks/store.py` has the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Sequence
+
+from rookery import errors
+from rookery.store.database import Database
+from rookery.store.evict import Cache, is_kept, victims
+from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_schema, read_talk, read_turns, taken, unknown
+
+BUDGET = 2 << 30
+
+_NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM snapshot)"
+_TURNS_OF_KEYS = """
+    SELECT snapshot.key, keep, turn.id IS NOT NULL,
+        (SELECT count(*) FROM turn AS next
+            WHERE next.talk = turn.talk AND (next.parent = turn.id OR next.base = turn.id)),
+        EXISTS (SELECT 1 FROM head WHERE head.talk = turn.talk AND head.turn = turn.id)
+    FROM snapshot LEFT JOIN turn ON turn.key = snapshot.key WHERE snapshot.key IN ({})
+"""
+
+
+class SQLite(Cache):
+    """`half`: states are rounded to float16; `budget`: bytes of snapshots, 2 GiB by default; `timeout`: seconds to wait
+    for another program's lock.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], half: bool = False, budget: int | None = None, timeout: float = 30.0
+    ) -> None:
+        super().__init__(half, BUDGET if budget is None else budget)
+        self._file = Database(path, timeout)
+        self._touched: dict[str, None] = {}  # read since the last write, which will note it: reading writes nothing
+
+    def close(self) -> None:
+        self._file.close()
+
+    # snapshots
+
+    def has(self, key: str) -> bool:
+        with self._file.reading() as db:
+            return db.execute("SELECT 1 FROM snapshot WHERE key = ?", (key,)).fetchone() is not None
+
+    def _write(self, key: str, data: bytes, keep: bool) -> int:
+        with self._file.writing(durable=False) as db:
+            touched, self._touched = self._touched, {}
+            for other in touched:
+                db.execute(f"UPDATE snapshot SET used = {_NEXT} WHERE key = ?", (other,))
+            db.execute(
+                f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used,"
+                " bytes = excluded.bytes, keep = keep OR excluded.keep, payload = excluded.payload",
+                (key, len(data), keep, data),
+            )
+            (total,) = db.execute("SELECT sum(bytes) FROM snapshot").fetchone()
+            rows = db.execute("SELECT key, bytes FROM snapshot WHERE key != ? ORDER BY used", (key,))
+            gone = list(victims(rows, total - self.budget, lambda keys: _spared(db, keys)))
+            db.executemany("DELETE FROM snapshot WHERE key = ?", ((other,) for other in gone))
+            return len(gone)
+
+    def _read(self, key: str) -> bytes | None:
+        with self._file.reading(patient=False) as db:
+            row = db.execute("SELECT payload FROM snapshot WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            self._touched.pop(key, None)
+            self._touched[key] = None
+        return row[0] if isinstance(row[0], bytes) else b""
+
+    def _drop(self, key: str) -> None:
+        with self._file.writing(durable=False) as db:
+            db.execute("DELETE FROM snapshot WHERE key = ?", (key,))
+
+    def _size(self) -> tuple[int, int]:
+        with self._file.reading() as db:
+            count, size = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM snapshot").fetchone()
+            return count, size
+
+    # talks
+
+    def create(self, talk: Talk) -> None:
+        check_name(talk.name)
+        with self._file.writing() as db:
+            if db.execute("SELECT 1 FROM talk WHERE name = ?", (talk.name,)).fetchone():
+                raise taken(talk.name)
+            row = (talk.name, talk.schema, talk.to_json(), time.time())
+            made = db.execute("INSERT INTO talk (name, schema, header, used) VALUES (?, ?, ?, ?)", row).lastrowid
+            db.execute("INSERT INTO head VALUES (?, ?, NULL)", (made, MAIN))
+
+    def talk(self, name: str) -> Talk:
+        with self._file.reading() as db:
+            row = db.execute("SELECT schema, header FROM talk WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise unknown(name, self._file.path)
+        return read_talk(self._file.path, name, *row)
+
+    def talks(self) -> list[tuple[Talk, float]]:
+        with self._file.reading() as db:
+            rows = db.execute("SELECT name, schema, header, used FROM talk ORDER BY used DESC, id DESC").fetchall()
+        found = []
+        for name, schema, header, used in rows:
+            try:
+                found.append((read_talk(self._file.path, name, schema, header), float(used)))
+            except errors.FileError as error:
+                warnings.warn(str(error), stacklevel=2)
+        return found
+
+    def nodes(self, name: str) -> dict[str, Node]:
+        with self._file.reading() as db:
+            rows = db.execute("SELECT id, body FROM turn WHERE talk = ?", (self._find(db, name),)).fetchall()
+        return read_turns(self._file.path, name, rows)
+
+    def heads(self, name: str) -> dict[str, str | None]:
+        with self._file.reading() as db:
+            rows = db.execute(
+                "SELECT head.name, head.turn, turn.id FROM head LEFT JOIN turn ON (turn.talk, turn.id) ="
+                " (head.talk, head.turn) WHERE head.talk = ?",
+                (self._find(db, name),),
+            ).fetchall()
+        for head, turn, there in rows:
+            if turn != there:
+                raise errors.DamagedFile(self._file.path, f"talk {name!r}: head {head!r} is at no turn of it")
+        return {head: turn for head, turn, _ in rows}
+
+    def add(self, name: str, node: Node, head: str, expected: str | None) -> bool:
+        check_name(head, "head")
+        with self._file.writing() as db:
+            talk = self._find(db, name)
+            for before in (node.parent, node.base):
+                if before is not None and not _has_turn(db, talk, before):
+                    raise absent(name, "the turn before it")
+            row = (talk, node.id, node.parent, node.base, node.key, node.to_json())
+            db.execute("INSERT OR IGNORE INTO turn VALUES (?, ?, ?, ?, ?, ?)", row)
+            return _move(db, talk, head, expected, node.id)
+
+    def move(self, name: str, head: str, expected: str | None, to: str | None) -> bool:
+        check_name(head, "head")
+        with self._file.writing() as db:
+            talk = self._find(db, name)
+            if to is not None and not _has_turn(db, talk, to):
+                raise absent(name, f"turn {to}")
+            return _move(db, talk, head, expected, to)
+
+    def remove(self, name: str) -> None:
+        with self._file.reading() as db:
+            db.execute("PRAGMA secure_delete = ON")  # what was said is not to be found in the file's free pages
+        try:
+            with self._file.writing() as db:
+                talk = self._find(db, name, any_schema=True)
+                db.execute(
+                    "DELETE FROM snapshot WHERE key IN (SELECT key FROM turn WHERE talk = ?)"
+                    " AND key NOT IN (SELECT key FROM turn WHERE talk != ?)",
+                    (talk, talk),
+                )
+                db.execute("DELETE FROM talk WHERE id = ?", (talk,))
+        finally:
+            with self._file.reading() as db:
+                db.execute("PRAGMA secure_delete = OFF")
+        self._file.empty_log()
+
+    def _find(self, db: sqlite3.Connection, name: str, any_schema: bool = False) -> int:
+        """The row of a talk. Raises StoreError if there is none, NewerFile for one that is not ours to touch."""
+        row = db.execute("SELECT id, schema FROM talk WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise unknown(name, self._file.path)
+        if not any_schema:
+            check_schema(self._file.path, name, row[1])
+        return int(row[0])
+
+
+def _spared(db: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
+    rows = db.execute(_TURNS_OF_KEYS.format(",".join("?" * len(keys))), list(keys))
+    return {key for key, keep, of_turn, children, head in rows if keep or (of_turn and is_kept(children, head))}
+
+
+def _has_turn(db: sqlite3.Connection, talk: int, turn: str) -> bool:
+    return db.execute("SELECT 1 FROM turn WHERE talk = ? AND id = ?", (talk, turn)).fetchone() is not None
+
+
+def _move(db: sqlite3.Connection, talk: int, head: str, expected: str | None, to: str | None) -> bool:
+    """Inside a transaction: put the head on `to` if it is where it was expected, or there already."""
+    db.execute("UPDATE talk SET used = ? WHERE id = ?", (time.time(), talk))
+    row = db.execute("SELECT turn FROM head WHERE talk = ? AND name = ?", (talk, head)).fetchone()
+    if (row[0] if row else None) not in (expected, to):
+        return False
+    db.execute("INSERT INTO head VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET turn = excluded.turn", (talk, head, to))
+    return True
