@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rookery.store.evict import Cache, is_kept, victims
-from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_schema, taken, unknown
+from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_new, taken, unknown
 
 BUDGET = 512 << 20
 
@@ -82,7 +82,7 @@ class Memory(Cache):
     # talks
 
     def create(self, talk: Talk) -> None:
-        check_name(talk.name)
+        check_new("memory", talk)
         with self._lock:
             if talk.name in self._talks:
                 raise taken(talk.name)
@@ -143,5 +143,4 @@ class Memory(Cache):
         with self._lock:
             if name not in self._talks:
                 raise unknown(name, "memory")
-            check_schema("memory", name, self._talks[name].header.schema)
             return self._talks[name]

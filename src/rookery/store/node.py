@@ -157,6 +157,12 @@ def check_schema(where: str, name: str, schema: Any) -> None:
         )
 
 
+def check_new(where: str, talk: Talk) -> None:
+    """Raises InputError for a name that is none, NewerFile for a talk that this Rookery could not go on with."""
+    check_name(talk.name)
+    check_schema(where, talk.name, talk.schema)
+
+
 def read_talk(where: str, name: str, schema: Any, text: str) -> Talk:
     """A stored header. Raises NewerFile, DamagedFile."""
     check_schema(where, name, schema)

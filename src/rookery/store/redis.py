@@ -17,7 +17,18 @@ from urllib.parse import urlsplit
 
 from rookery import errors
 from rookery.store.evict import Cache, is_kept, victims
-from rookery.store.node import Node, Talk, absent, check_name, check_schema, read_talk, read_turns, taken, unknown
+from rookery.store.node import (
+    Node,
+    Talk,
+    absent,
+    check_name,
+    check_new,
+    check_schema,
+    read_talk,
+    read_turns,
+    taken,
+    unknown,
+)
 
 BUDGET = 2 << 30
 PREFIX = "rookery:1:"
@@ -195,7 +206,7 @@ class Redis(Cache):
     # talks
 
     def create(self, talk: Talk) -> None:
-        check_name(talk.name)
+        check_new(self._where, talk)
         if not self._run("create", talk.name, talk.schema, talk.to_json(), time.time()):
             raise taken(talk.name)
 

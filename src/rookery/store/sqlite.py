@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from rookery import errors
 from rookery.store.database import Database
 from rookery.store.evict import Cache, is_kept, victims
-from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_schema, read_talk, read_turns, taken, unknown
+from rookery.store.node import (
+    MAIN,
+    Node,
+    Talk,
+    absent,
+    check_name,
+    check_new,
+    check_schema,
+    read_talk,
+    read_turns,
+    taken,
+    unknown,
+)
 
 BUDGET = 2 << 30
 
@@ -87,7 +99,7 @@ class SQLite(Cache):
     # talks
 
     def create(self, talk: Talk) -> None:
-        check_name(talk.name)
+        check_new(self._file.path, talk)
         with self._file.writing() as db:
             if db.execute("SELECT 1 FROM talk WHERE name = ?", (talk.name,)).fetchone():
                 raise taken(talk.name)

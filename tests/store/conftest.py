@@ -1,0 +1,92 @@
+"""Every kind of store by one name."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_things import Open
+
+from rookery import store
+from rookery.store import Store
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of our own, on a socket."""
+    redis = pytest.importorskip("redis")
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "socket"
+    command = [program, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            while not socket.exists():
+                assert server.poll() is None, "redis-server ended"
+                time.sleep(0.02)
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                assert client.ping()
+            yield f"unix://{socket}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def redis_client(redis_server: str) -> Iterator[Any]:
+    """A client of the emptied server."""
+    import redis
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address for `store.open` at which nothing is yet."""
+    if request.param == "redis":
+        request.getfixturevalue("redis_client")
+        return str(request.getfixturevalue("redis_server"))
+    return ":memory:" if request.param == "memory" else str(tmp_path / "talks.db")
+
+
+@pytest.fixture
+def opened(place: str) -> Iterator[Open]:
+    """`opened(half=, budget=)`: the store there; in memory a new one each time."""
+    with ExitStack() as all_of_them:
+
+        def make(**settings: Any) -> Store:
+            return all_of_them.enter_context(store.open(place, **settings))
+
+        yield make
+
+
+@pytest.fixture
+def later(place: str, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`later(name)` makes the store say that a later Rookery wrote the talk."""
+
+    def in_redis(name: str) -> None:
+        request.getfixturevalue("redis_client").hset(f"rookery:1:talk:{name}", "schema", store.SCHEMA + 1)
+
+    def in_file(name: str) -> None:
+        with closing(sqlite3.connect(place)) as db, db:
+            db.execute("UPDATE talk SET schema = ? WHERE name = ?", (store.SCHEMA + 1, name))
+
+    return in_redis if place.startswith("unix:") else in_file
+
+
+@pytest.fixture
+def lasting(place: str, opened: Open) -> Open:
+    """As `opened`, of the stores that outlive their object."""
+    if place == ":memory:":
+        pytest.skip("ends with its object")
+    return opened

@@ -1,0 +1,129 @@
+"""What goes when the budget is spent: every store against a model that says it in the plainest way."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from store_things import Open, key_of, snapshot, talk, turn
+
+from rookery.store import Node
+
+SIZES = (10, 60, 200)
+
+
+class Model:
+    """All turns, heads and states in lists, looked through anew each time."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.states: dict[str, tuple[int, bool]] = {}  # key -> (bytes, keep), the least recently used first
+        self.nodes: list[Node] = []
+        self.heads: dict[str, str | None] = {"main": None}
+
+    def goes_last(self, key: str) -> bool:
+        def of(node: Node) -> bool:
+            after = [n for n in self.nodes if node.id in (n.parent, n.base)]
+            return not after or len(after) > 1 or node.id in self.heads.values()
+
+        return self.states[key][1] or any(of(node) for node in self.nodes if node.key == key)
+
+    def put(self, key: str, size: int, keep: bool) -> None:
+        if size > self.budget:
+            return
+        _, kept = self.states.pop(key, (0, False))
+        first = [k for k in self.states if not self.goes_last(k)]
+        last = [k for k in self.states if self.goes_last(k)]
+        for old in first + last:
+            if sum(held for held, _ in self.states.values()) + size > self.budget:
+                del self.states[old]
+        self.states[key] = size, keep or kept
+
+    def get(self, key: str) -> bool:
+        if key in self.states:
+            self.states[key] = self.states.pop(key)
+        return key in self.states
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
+    draw, budget = random.Random(seed), 6000
+    made, model = opened(budget=budget), Model(budget)
+    made.create(talk())
+    keys = [key_of(n) for n in range(12)]
+    dropped = 0
+    for step in range(250):
+        what, key = draw.choice(("put", "put", "get", "add", "move")), draw.choice(keys)
+        before = [None, *(n.id for n in model.nodes)]
+        head = draw.choice(("main", "side"))
+        if what == "put":
+            state, keep = snapshot(n=draw.choice(SIZES)), draw.random() < 0.05
+            made.put(key, state, keep)
+            model.put(key, len(state.encode()), keep)
+        elif what == "get":
+            assert (made.get(key) is not None) == model.get(key)
+        elif what == "add":
+            parent = draw.choice(before[-4:])
+            base = parent if draw.random() < 0.8 else draw.choice(before)
+            node = turn(parent, step, base=base, key=key)
+            at = model.heads.get(head)
+            assert made.add("first", node, head, at)
+            model.nodes.append(node)
+            model.heads[head] = node.id
+        else:
+            to = draw.choice(before)
+            assert made.move("first", head, model.heads.get(head), to)
+            model.heads[head] = to
+        held = {k for k in keys if made.has(k)}
+        assert held == set(model.states), f"step {step}: {what}"
+        dropped += len(keys) - len(held)
+        assert made.stats()["bytes"] == sum(size for size, _ in model.states.values()) <= budget
+    assert dropped > 100
+    assert made.stats()["evicted"] > 20
+    assert made.nodes("first") == {node.id: node for node in model.nodes}
+
+
+def test_forks_leaves_and_heads_outlive_the_way_between(opened: Open) -> None:
+    """A line of nine turns with a fork at the fourth: of its states those of the fork, the leaves and a head stay."""
+    size = len(snapshot().encode())
+    made = opened(budget=9 * size)
+    made.create(talk())
+    line: list[Node] = []
+    for n in range(8):
+        line.append(turn(line[-1].id if line else None, n))
+        assert made.add("first", line[-1], "main", line[-2].id if n else None)
+        made.put(line[-1].key, snapshot())
+    side = turn(line[3].id, 99)
+    assert made.move("first", "side", None, line[3].id)
+    assert made.add("first", side, "side", line[3].id)
+    assert made.move("first", "mark", None, line[1].id)
+    made.put(side.key, snapshot())
+    for n in range(100, 105):  # as many others as there are turns on the way
+        made.put(key_of(n), snapshot())
+    stay = {line[1].key, line[3].key, line[7].key, side.key}
+    assert {node.key for node in (*line, side) if made.has(node.key)} == stay
+    for n in range(200, 220):
+        made.put(key_of(n), snapshot())
+    assert all(made.has(key) for key in stay)
+    assert len(made.nodes("first")) == 9
+
+
+def test_what_is_kept_goes_when_nothing_else_is_left(opened: Open) -> None:
+    size = len(snapshot().encode())
+    made = opened(budget=2 * size)
+    for n in range(3):
+        made.put(key_of(n), snapshot(), keep=True)
+    assert [made.has(key_of(n)) for n in range(3)] == [False, True, True]
+
+
+def test_a_smaller_budget_is_kept_from_the_next_put_on(lasting: Open) -> None:
+    first = lasting()
+    for n in range(9):
+        first.put(key_of(n), snapshot())
+    first.close()
+    size = len(snapshot().encode())
+    again: Any = lasting(budget=3 * size)
+    again.put(key_of(100), snapshot())
+    assert again.stats()["bytes"] == 3 * size
+    assert again.stats()["evicted"] == 7
