@@ -69,6 +69,11 @@ class Model:
         return self.runner.name
 
     @property
+    def arithmetic(self) -> str:
+        """How it computes, in words: back end and number type. Two that compute otherwise differ in the last bits."""
+        return self.runner.arithmetic
+
+    @property
     def state_size(self) -> int:
         """Numbers in one sequence's state, whatever its length."""
         return size(self.config)

@@ -118,6 +118,15 @@ class Stream:
             return next(((x, state) for count, x, state in self._points if count == self.kept), None)
         return None if self._logits is None or self._state is None else (self._logits, self._state)
 
+    def resume(self, tokens: Sequence[int]) -> str:
+        """Take these as written before: `logits` and `state` are those after them. Returns their text."""
+        self._max += len(tokens)
+        self.tokens += tokens
+        if self.constraint is not None:
+            for token in tokens:
+                self.constraint.accept(token)
+        return "".join(map(self._text.push, tokens))
+
     def cancel(self) -> str:
         """End it here. Returns the text that was held back."""
         if self.stop_reason is not None:

@@ -22,6 +22,7 @@ class Runner(Protocol):
 
     name: str
     dtype: np.dtype[Any]  # of states and logits
+    arithmetic: str  # how it computes, in words: where it differs, results do
 
     def step(
         self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[npt.NDArray[Any]], every: bool = False

@@ -61,6 +61,7 @@ class Runner:
         if self.threads > MOST_THREADS:
             raise InputError(f"threads {threads}: the native back end takes 1 to {MOST_THREADS}")
         self._exact = dtype == "float32"
+        self.arithmetic = "native float32" if self._exact else "native as stored"
         self._held: list[Weight | Table] = []
         self.listener: Callable[[str, Array], object] | None = None
         self._hearing = threading.RLock()  # what is heard lies in the engine until its next run

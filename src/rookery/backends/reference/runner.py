@@ -32,6 +32,7 @@ class Runner:
         if device not in (None, "cpu"):
             raise BackendError(f"device {device!r}: the reference back end runs on the cpu; backend='torch' has others")
         self.dtype = np.dtype(dtype or "float32")
+        self.arithmetic = f"reference {self.dtype}"
         self.config = weights.config
         with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
             self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))

@@ -29,6 +29,7 @@ class Runner:
         if dtype not in (None, "float32", "float64"):
             raise BackendError(f"dtype {dtype!r}: the torch back end computes in float32 or float64")
         self.dtype = np.dtype(dtype or "float32")
+        self.arithmetic = f"torch {self.dtype} {device or 'cpu'}"
         self.config = weights.config
         if threads:
             torch.set_num_threads(threads)

@@ -1,0 +1,191 @@
+"""A reply while it is being made: it reads what was asked, writes, and becomes a turn of its talk when it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rookery.sampling import Sampler, Sampling
+from rookery.store import Node, Span
+from rookery.stream import Progress, Stream
+
+if TYPE_CHECKING:
+    from rookery.session.session import Session
+    from rookery.session.tree import Point
+
+
+WORTH = 64  # tokens read for which a snapshot of what was asked is made: it may be asked again
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a reply answers, as tokens that continue turn `base`."""
+
+    base: str | None
+    tokens: list[int]
+    spans: tuple[Span, ...]
+    marks: tuple[int, ...] = ()  # where others may ask something else: worth a snapshot
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `say` or `proceed`: all that a reply depends on besides the talk so far."""
+
+    parent: str | None
+    message: tuple[str, str]  # role and content
+    asked: Callable[[], Asked]
+    max_tokens: int
+    sampling: Sampling
+    sampler: Mapping[str, Any]  # its state before
+    limits: Mapping[str, Any] = field(default_factory=dict)  # schema, regex or grammar
+    before: tuple[int, ...] = ()  # tokens of this reply that were written in an earlier call
+    begun: str = ""  # what the prompt has already written of the reply
+
+
+class Reply:
+    """Iterate it for its pieces as they come, or take `text`, which finishes it.
+
+    The next call on its talk finishes a reply that nobody has begun to read, and cancels one that was left half read.
+    """
+
+    def __init__(self, session: Session, request: Request, progress: Progress | None) -> None:
+        self.stop_reason: str | None = None  # "end", "stop", "length" or "cancelled" when finished
+        self.prompt_tokens = self.read_tokens = 0  # asked, and of these really computed
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.id: str | None = None  # of the turn that it became
+        self._session, self._request, self._progress = session, request, progress
+        self._stream: Stream | None = None
+        self._asked: Asked | None = None
+        self._raw = request.begun  # the reply as it stands in the talk
+        self._begun = self._closed = False
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self._begun = True
+        try:
+            return next(self._pieces)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    @property
+    def text(self) -> str:
+        """The whole reply; where it went on with one that was cut, that one's words included."""
+        for _ in self:
+            pass
+        return self._session.template.shown(self._raw)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those drawn so far."""
+        return self._stream.tokens[len(self._request.before) :] if self._stream else []
+
+    def cancel(self) -> None:
+        """End it here: what was written stays, as a turn of the talk. A reply without a word leaves no turn."""
+        if self._closed:
+            return
+        self._pieces.close()
+        if self._stream is not None:
+            self._raw += self._stream.cancel()
+        self._close("cancelled")
+
+    def settle(self) -> None:
+        """What the next call on the talk does with it."""
+        if self._begun:
+            self.cancel()
+        else:
+            _ = self.text
+
+    def _run(self) -> Generator[str, None, None]:
+        tree, request = self._session.tree_, self._request
+        begin = time.perf_counter()
+        self._asked = asked = request.asked()
+        earlier = tree.read_tokens
+        point = tree.read(
+            asked.base, [*asked.tokens, *request.before], (*asked.marks, len(asked.tokens)), self._progress
+        )
+        self.prompt_tokens = len(asked.tokens)
+        self.read_tokens = tree.read_tokens - earlier
+        if self.read_tokens >= WORTH:
+            tree.put(tree.prefix(asked.base).extend([*asked.tokens, *request.before]), point)
+        self.prefill_seconds = time.perf_counter() - begin
+        self._stream = stream = self._open(point)
+        seen = len(self._session.model.tokenizer.decode(request.before)) + len(request.begun)  # of a reply that was cut
+        started = bool(request.before)
+        for piece in stream:
+            self._raw += piece
+            new = piece if started else self._session.template.shown(self._raw)  # which drops the blank before it
+            if started and len(self._raw) - len(piece) < seen:
+                new = self._raw[seen:]
+            if new:
+                started = True
+                yield new
+        self._close(stream.stop_reason or "end")
+
+    def _open(self, point: Point) -> Stream:
+        session, request = self._session, self._request
+        sampler = session.model.sampler(request.sampling)
+        sampler.restore(request.sampler)
+        stream = Stream(
+            session.model,
+            [],
+            request.max_tokens,
+            sampler,
+            point.state,
+            logits=point.logits,
+            stop=session.template.stops,
+            constraint=session.constraint(request.limits),
+        )
+        self._raw += stream.resume(request.before)
+        return stream
+
+    def _close(self, stop: str) -> None:
+        """Become a turn, unless nothing was written."""
+        self._closed, self.stop_reason = True, stop
+        stream, asked = self._stream, self._asked
+        if stream is None or asked is None:
+            self._session.release(self)
+            return
+        self.decode_seconds = stream.decode_seconds
+        if stop == "cancelled" and not self.tokens:
+            self._session.release(self)
+            return
+        written = stream.tokens[: stream.kept]
+        tokens = (*asked.tokens, *written)
+        after = stream.at_kept()
+        role, content = self._request.message
+        tree = self._session.tree_
+        node = Node(
+            parent=self._request.parent,
+            base=asked.base,
+            tokens=tokens,
+            spans=(*asked.spans, Span("assistant", len(asked.tokens), len(tokens))),
+            tail=stream.tail,
+            messages=((role, content), ("assistant", self._raw)),
+            stop=stop,
+            sampling=_record(self._request, stream.sampler),
+            key=tree.key(asked.base, tokens),
+            created=time.time(),
+        )
+        self.id = node.id
+        self._session.take(self, node, after)
+
+
+def _record(request: Request, sampler: Sampler) -> str:
+    settings = {name: value for name, value in asdict(request.sampling).items() if name != "logit_bias"}
+    bias = {str(token): repr(value) for token, value in request.sampling.logit_bias.items()}
+    return json.dumps(
+        {
+            "settings": settings | {"logit_bias": bias},
+            "before": dict(request.sampler),
+            "after": sampler.state(),
+            "limits": dict(request.limits),
+        },
+        sort_keys=True,
+    )

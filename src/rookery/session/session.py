@@ -1,0 +1,426 @@
+"""Session: one conversation with one model."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+from rookery import chat
+from rookery import store as stores
+from rookery.errors import InputError, StateError, StoreError
+from rookery.model import Model, whole
+from rookery.sampling import Sampling
+from rookery.session import file
+from rookery.session.ask import Writer
+from rookery.session.reply import Asked, Reply, Request
+from rookery.session.tree import Point, Tree, header
+from rookery.state import State
+from rookery.store import Node, Store
+from rookery.store.node import check_name
+from rookery.stream import Constraint, Progress
+
+GREEDY = Sampling(temperature=0)
+CUT = ("length", "cancelled")  # ends of a reply that it can go on from
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said and answered."""
+
+    id: str
+    role: str  # "user" or "tool"
+    user: str
+    reply: str
+    stop_reason: str
+    tokens: int  # of both
+    created: float  # seconds since 1970
+
+
+class Session:
+    """A conversation: `say` goes on with it, `rewind` and `goto` go back, `branch` makes two of it.
+
+    template: a chat template's name ("world", "g1", "raven", "coder", "plain"), the path of a .jinja file, its text,
+        or a chat.Template; None: the model's own, else plain.
+    sampling: how replies are drawn. seed: where its random numbers begin; drawn when None.
+    store: where it is kept: None (in memory), the path of a SQLite file, "redis://...", or a store.Store.
+    system: a text that stands before the talk. think, tools: as the template understands them.
+    name: of the talk in its store, `head`: of the place in it; made up when None.
+    state: the state before the first token; None: the model's.
+
+    Every turn is in the store when its reply ends. Raises InputError, TemplateError, StoreError and FileError.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        template: str | chat.Template | None = None,
+        sampling: Sampling = GREEDY,
+        store: str | os.PathLike[str] | Store | None = None,
+        *,
+        system: str | None = None,
+        think: str | None = None,
+        tools: Sequence[Any] = (),
+        seed: int | None = None,
+        name: str | None = None,
+        head: str = stores.MAIN,
+        state: State | None = None,
+    ) -> None:
+        kept = stores.open(store)
+        given = template.name if template is not None and not isinstance(template, str) else template
+        if name is not None and any(talk.name == name for talk, _ in kept.talks()):
+            raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
+        settings: dict[str, Any] = {"template": given, "system": system, "think": think, "tools": [*tools]}
+        settings["seed"] = model.sampler(sampling, seed).seed
+        if state is not None:
+            model.check(state)
+            settings["initial"] = sha256(state.flat.tobytes()).hexdigest()
+        talk = header(model, name or _fresh_name(), json.dumps(settings), time.time(), stores.SCHEMA)
+        made = Tree(model, kept, talk, state or model.state())
+        check_name(talk.name)
+        self._set(made, template, sampling, head, None)
+        self._created = False
+
+    def _set(
+        self, tree: Tree, template: str | chat.Template | None, sampling: Sampling, head: str, at: str | None
+    ) -> None:
+        """Stand at turn `at` of `tree`."""
+        weights = tree.model.weights
+        self.tree_, self.sampling, self.head = tree, sampling, head
+        self.settings: dict[str, Any] = json.loads(tree.talk.settings)
+        folder = weights.path if weights.format == "hf" else None
+        self.template = chat.load(self.settings["template"] if template is None else template, weights.metadata, folder)
+        self.think: str | None = self.settings["think"]
+        self._at, self._created = at, True
+        self._reply: Reply | None = None
+        self._unsaved: list[tuple[Node, str | None]] = []  # turns, and where our head was before each
+
+    # going on
+
+    def say(
+        self,
+        text: str,
+        max_tokens: int = 512,
+        *,
+        role: str = "user",
+        seed: int | None = None,
+        schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        progress: Progress | None = None,
+    ) -> Reply:
+        """Say `text`; the reply is made while it is iterated, or at once by `.text`.
+
+        seed: begin the random numbers anew. schema, regex, grammar: what the reply must be, see rookery.chat.grammar.
+        role: "tool" for what a tool answers. progress: told of (tokens read, tokens in all) of what is said.
+        """
+        at = self.at
+        limits = {k: v for k, v in (("schema", schema), ("regex", regex), ("grammar", grammar)) if v is not None}
+        self.constraint(limits)  # a mistake shows at once
+        if not isinstance(text, str):
+            raise InputError(f"say() takes a text, not {type(text).__name__}")
+        before = self._sampler_state(at) | {"penalties": []}
+        if seed is not None:
+            before = self.model.sampler(self.sampling, seed).state()
+        request = Request(
+            parent=at,
+            message=(role, text),
+            asked=lambda: self._ask(at, role, text),
+            max_tokens=whole("max_tokens", max_tokens),
+            sampling=self.sampling,
+            sampler=before,
+            limits=limits,
+            begun=self.template.begun(think=self.think, tools=self.settings["tools"]),
+        )
+        return self._begin(request, progress)
+
+    def proceed(self, max_tokens: int = 512, *, progress: Progress | None = None) -> Reply:
+        """Go on with the last reply, which was cut, as if it had not been; `text` is then the whole of it.
+
+        The turn that was cut stays in the tree beside the new one.
+        """
+        at = self.at
+        if at is None or (node := self.tree_.nodes[at]).stop not in CUT:
+            raise InputError("the last reply came to its end; there is nothing to go on with: say something")
+        cut = next(s.begin for s in reversed(node.spans) if s.role == "assistant")
+        record, written = json.loads(node.sampling), self.model.tokenizer.decode(node.tokens[cut:])
+        request = Request(
+            parent=node.parent,
+            message=node.messages[0],
+            asked=lambda: Asked(node.base, [*node.tokens[:cut]], node.spans[:-1]),
+            max_tokens=whole("max_tokens", max_tokens),
+            sampling=self.sampling,
+            sampler=record["after"],
+            limits=record.get("limits", {}),
+            before=node.tokens[cut:],
+            begun=node.messages[-1][1].removesuffix(written),
+        )
+        return self._begin(request, progress)
+
+    def _begin(self, request: Request, progress: Progress | None) -> Reply:
+        self._reply = Reply(self, request, progress)
+        return self._reply
+
+    def _ask(self, at: str | None, role: str, text: str) -> Asked:
+        """The tokens that say `text` after turn `at`."""
+        writer = Writer(self.tree_, self.template, {"think": self.think, "tools": self.settings["tools"]})
+        asked, said = writer.ask(at, [*self._messages(at), _message(role, text)])
+        if chat.trailing_space(said):
+            warnings.warn(
+                f"the template {self.template.name} ends a prompt with a blank after the speaker's colon, "
+                "which RWKV never saw in training; take it away",
+                stacklevel=4,
+            )
+        return asked
+
+    def constraint(self, limits: Mapping[str, Any]) -> Constraint | None:
+        """What a reply under these limits may be."""
+        if not limits:
+            return None
+        from rookery.chat.grammar import constraint
+
+        return constraint(self.model.tokenizer, self.model.config.n_vocab, **limits)
+
+    def take(self, reply: Reply, node: Node, after: tuple[Any, State] | None) -> None:
+        """A reply has become a turn: note it, stand on it, and keep it."""
+        self.release(reply)
+        tree, before = self.tree_, self._at
+        tree.nodes[node.id] = node
+        if after is not None:
+            tree.hold(node.id, Point(*after))
+            tree.put(tree.prefix(node.id), Point(*after))
+        self._at = node.id
+        self._unsaved.append((node, before))
+        self._keep()
+
+    def release(self, reply: Reply) -> None:
+        """A reply has ended."""
+        if self._reply is reply:
+            self._reply = None
+
+    def _keep(self) -> None:
+        """Bring to the store what it has not yet. Where another process has moved our head, go on under a new one."""
+        store, name = self.tree_.store, self.tree_.talk.name
+        self._create()
+        while self._unsaved:
+            node, expected = self._unsaved[0]
+            if not store.add(name, node, self.head, expected):
+                self._fork_head(node.id)
+            self._unsaved.pop(0)
+
+    def _create(self) -> None:
+        if not self._created:
+            self.tree_.store.create(self.tree_.talk)
+            self._created = True
+            if self.head != stores.MAIN:
+                self.tree_.store.move(self.tree_.talk.name, self.head, None, None)
+
+    def _fork_head(self, at: str | None) -> None:
+        """Stand at `at` under a head of our own."""
+        store, name = self.tree_.store, self.tree_.talk.name
+        taken, stem = store.heads(name), self.head.rsplit("~", 1)[0]
+        self.head = next(new for n in range(2, 2**31) if (new := f"{stem}~{n}") not in taken)
+        if not store.move(name, self.head, None, at):
+            self._fork_head(at)
+
+    # looking at it
+
+    @property
+    def model(self) -> Model:
+        return self.tree_.model
+
+    @property
+    def name(self) -> str:
+        """Of the talk in its store."""
+        return self.tree_.talk.name
+
+    @property
+    def system(self) -> str | None:
+        system: str | None = self.settings["system"]
+        return system
+
+    @property
+    def at(self) -> str | None:
+        """The id of the last turn, None before the first."""
+        if self._reply is not None:
+            self._reply.settle()
+        return self._at
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The talk so far."""
+        return [self._turn(node) for node in self.tree_.path(self.at)]
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that the model has read and written."""
+        return self.tree_.tokens(self.at)
+
+    @property
+    def state(self) -> State:
+        """What the model knows now: a copy."""
+        return self.state_at(self.at)
+
+    def state_at(self, id: str | None) -> State:
+        """What the model knew at the end of a turn (None: before the first): a copy."""
+        return self.tree_.point(id).state.copy()
+
+    def tree(self) -> list[tuple[int, Turn, list[str], bool]]:
+        """Every turn of the talk in drawing order: its depth, itself, the heads that stand on it, whether we do.
+
+        The depth grows only where a turn has more than one that follows it.
+        """
+        here = self.at
+        if self._created:
+            self.tree_.refresh()
+        heads: dict[str | None, list[str]] = {}
+        for head, at in (self.tree_.store.heads(self.name) if self._created else {}).items():
+            heads.setdefault(at, []).append(head)
+        following: dict[str | None, list[Node]] = {}
+        for node in sorted(self.tree_.nodes.values(), key=lambda node: node.created):
+            following.setdefault(node.parent, []).append(node)
+        drawn: list[tuple[int, Turn, list[str], bool]] = []
+        waiting = [(0, node) for node in reversed(following.get(None, []))]
+        while waiting:
+            depth, node = waiting.pop()
+            drawn.append((depth, self._turn(node), heads.get(node.id, []), node.id == here))
+            after = following.get(node.id, [])
+            waiting += [(depth + (len(after) > 1), next_) for next_ in reversed(after)]
+        return drawn
+
+    # going back
+
+    def rewind(self, n: int = 1) -> Session:
+        """Go back by `n` turns, which stay in the tree. It costs no more in a long talk than in a short one."""
+        path = self.tree_.path(self.at)
+        if whole("rewind", n) > len(path):
+            raise InputError(f"cannot go back {n} turns: the talk has {len(path)}")
+        return self._move(path[-n - 1].id if n < len(path) else None)
+
+    def goto(self, id: str | None) -> Session:
+        """Stand on any turn of the tree, named by its id or the beginning of it; None: before the first."""
+        _ = self.at
+        if id is not None and id not in self.tree_.nodes and self._created:
+            self.tree_.refresh()
+        found = [None] if id is None else [known for known in self.tree_.nodes if known.startswith(id)]
+        if len(found) != 1 or id == "":
+            what = "no turn" if not found else f"{len(found)} turns"
+            raise InputError(f"{what} of this talk begins with {id!r}; see the tree for their names")
+        return self._move(found[0])
+
+    def _move(self, to: str | None) -> Session:
+        before, self._at = self.at, to
+        if self._created and not self.tree_.store.move(self.name, self.head, before, to):
+            self._fork_head(to)
+        return self
+
+    def branch(self, name: str | None = None) -> Session:
+        """Another session that stands where this one does; both go on, each for itself."""
+        at = self.at
+        self._create()
+        new = object.__new__(Session)
+        new._set(self.tree_, self.template, self.sampling, self.head, at)
+        if name is None:
+            new._fork_head(at)
+        elif name in self.tree_.store.heads(self.name):
+            raise InputError(f"this talk has a branch {name!r} already; choose another name")
+        else:
+            self.tree_.store.move(self.name, check_name(name, "branch"), None, at)
+            new.head = name
+        return new
+
+    # keeping it
+
+    @classmethod
+    def resume(
+        cls,
+        store: str | os.PathLike[str] | Store,
+        name: str,
+        model: Model,
+        *,
+        head: str = stores.MAIN,
+        template: str | chat.Template | None = None,
+        sampling: Sampling = GREEDY,
+        state: State | None = None,
+        allow_lineage: bool = False,
+    ) -> Session:
+        """Go on with a talk of a store, exactly as if it had never stopped.
+
+        Raises StateError for a talk of another model; one of another quantisation of this model is read anew, token
+        by token, where `allow_lineage` says so. StoreError for a name that is not there.
+        """
+        kept = stores.open(store)
+        talk = kept.talk(name)
+        heads = kept.heads(name)
+        if head not in heads:
+            raise StoreError(f"the talk {name!r} has no branch {head!r}; it has {', '.join(sorted(heads))}")
+        file.check(talk, model, f"talk {name!r}", allow_lineage)
+        digest = json.loads(talk.settings).get("initial")
+        if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
+            raise StateError(f"the talk {name!r} began with another state; give that one: state=")
+        tree = Tree(model, kept, talk, state or model.state())
+        tree.refresh()
+        session = object.__new__(cls)
+        session._set(tree, template, sampling, head, heads[head])
+        return session
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the talk with all its branches and the state it stands at to one file, whole or not at all."""
+        at = self.at
+        if self._created:
+            self.tree_.refresh()
+        heads = self.tree_.store.heads(self.name) if self._created else {}
+        file.write(path, self.tree_, heads | {self.head: at}, self.head, self.tree_.point(at))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model,
+        store: str | os.PathLike[str] | Store | None = None,
+        *,
+        template: str | chat.Template | None = None,
+        sampling: Sampling = GREEDY,
+        allow_lineage: bool = False,
+    ) -> Session:
+        """Go on with a talk that was saved. Its turns are put into `store`, under a name that is free there.
+
+        Raises FileError for a damaged file and StateError for a talk of another model, see `resume`.
+        """
+        kept = stores.open(store)
+        tree, heads, head = file.read(path, model, kept, allow_lineage)
+        session = object.__new__(cls)
+        session._set(tree, template, sampling, head, heads[head])
+        return session
+
+    def _messages(self, at: str | None) -> list[chat.Message]:
+        system = [("system", self.system)] if self.system else []
+        said = [pair for node in self.tree_.path(at) for pair in node.messages]
+        return [_message(*pair) for pair in system + said]
+
+    def _sampler_state(self, at: str | None) -> dict[str, Any]:
+        if at is None:
+            return self.model.sampler(self.sampling, self.settings["seed"]).state()
+        return dict(json.loads(self.tree_.nodes[at].sampling)["after"])
+
+    def _turn(self, node: Node) -> Turn:
+        (role, said), (_, reply) = node.messages
+        shown = self.template.shown(reply)
+        return Turn(node.id, role, said, shown, node.stop, len(node.tokens), node.created)
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, {len(self.turns)} turns, {self.model!r})"
+
+
+def _message(role: str, content: str) -> chat.Message:
+    return {"role": role, "content": content}  # type: ignore[typeddict-item]  # the template checks the role
+
+
+def _fresh_name() -> str:
+    return f"{time.strftime('%Y-%m-%d-%H%M')}-{uuid4().hex[:6]}"
