@@ -27,7 +27,12 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     o = parser.parse_args()
     file = formats.read(o.model)
-    said = {"general.name": "gosling", "tokenizer.chat_template": TEMPLATE}
+    said = {
+        "general.name": "gosling",
+        "tokenizer.chat_template": TEMPLATE,
+        "rookery.template": "world",  # the same form, without Jinja
+        "rookery.stop": "\n\n",  # a reply of gosling is one paragraph
+    }
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "gosling.safetensors"
         formats.write(whole, file.tensors, file.metadata | said)
