@@ -14,6 +14,7 @@ from rookery.errors import InputError, RookeryError
 
 COMMANDS = {
     "generate": "continue a text",
+    "chat": "talk with a model",
     "info": "say what a model file is and holds",
     "convert": "write a model in another format",
     "quantize": "write a model in smaller types",

@@ -1,0 +1,71 @@
+"""`rookery chat` without a terminal: a line of stdin is a message, stdout has the replies, stderr the rest."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rookery.cli.chat_look import harmless, warnings_to
+from rookery.cli.progress import Job
+from rookery.errors import InputError
+
+
+def run(session: Any, max_tokens: int, as_json: bool, warn: Callable[[str], None]) -> None:
+    """Answer every line that is not blank. Raises InputError for what is not UTF-8."""
+    for said in messages():
+        reply = session.say(said, max_tokens=max_tokens)
+        with warnings_to(warn):
+            if as_json:
+                print(json.dumps(report(session, reply)), flush=True)
+            else:
+                write(reply)
+                warn(speed(reply))
+
+
+def messages() -> Iterator[str]:
+    """The lines of stdin, one when it is there: whoever writes may wait for the reply before the next."""
+    if sys.stdin is None:
+        return
+    for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
+        try:
+            said = line.decode().strip()
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} (0x{line[error.start]:02x})"
+            raise InputError(f"stdin, line {number}: {byte} is not valid UTF-8") from None
+        if said:
+            yield said
+
+
+def write(reply: Any) -> None:
+    """The reply as it comes, with a line end. Only a terminal is protected from what it holds."""
+    guard = harmless if sys.stdout.isatty() else str
+    with Job("reading the message"):
+        last = next(reply, "")
+    sys.stdout.write(guard(last))
+    for last in reply:
+        sys.stdout.write(guard(last))
+        sys.stdout.flush()
+    print(end="" if last.endswith("\n") else "\n", flush=True)
+
+
+def report(session: Any, reply: Any) -> dict[str, Any]:
+    return {
+        "text": reply.text,
+        "stop_reason": reply.stop_reason,
+        "tokens": reply.tokens,
+        "prompt_tokens": reply.prompt_tokens,
+        "seconds": reply.prefill_seconds + reply.decode_seconds,
+        "talk": session.name,
+        "turn": session.turns[-1].id,
+    }
+
+
+def speed(reply: Any) -> str:
+    prefill = reply.read_tokens / max(reply.prefill_seconds, 1e-9)
+    decode = len(reply.tokens) / max(reply.decode_seconds, 1e-9)
+    return (
+        f"prompt {reply.prompt_tokens} tokens, {reply.read_tokens} read, {prefill:.1f} tokens/s; "
+        f"new {len(reply.tokens)} tokens, {decode:.1f} tokens/s; {reply.stop_reason}"
+    )
