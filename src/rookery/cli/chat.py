@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,20 +134,11 @@ def _talk(shelf: Any, args: argparse.Namespace) -> None:
     chat = Chat(Path(args.model).stem, shelf.start(), shelf, Screen(), args.max_tokens)
     chat.greet()
     print()
+    going_on = True
     prompt = Prompt(shelf.history, lambda width: chat.status().line(width), chat.choices)
-    interrupted = False
-    while True:
-        try:
+    with suppress(EOFError):
+        while going_on:
             line = prompt.ask()
-            interrupted = False
-            with silent_keys():
-                if not chat.handle(line):
-                    break
+            with silent_keys(), suppress(KeyboardInterrupt):  # of a command; a reply has its own way
+                going_on = chat.handle(line)
             print()
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            if interrupted:
-                break
-            interrupted = True
-            chat.screen.note("(Ctrl-C again, or Ctrl-D, leaves)")

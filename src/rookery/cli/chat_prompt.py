@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,25 +12,23 @@ from typing import Any
 from rookery.cli.chat_commands import COMMANDS
 
 SIGN, MORE = "> ", "  "
+AGAIN = " Ctrl-C again, or Ctrl-D, leaves"
 
 
 class Prompt:
-    """`ask()` gives what was typed. Raises EOFError for Ctrl-D on an empty line, KeyboardInterrupt for Ctrl-C."""
+    """`ask()` gives what was typed. Ctrl-C clears the line; twice in a row, or Ctrl-D on an empty line: EOFError."""
 
     def __init__(
         self, history: str | None, status: Callable[[int], str], names: Callable[[str], Iterable[str]]
     ) -> None:
         """history: a file, or None to forget. status: the line below, for a width. names: what may follow a command."""
         self._status = status
+        self._leaving = False  # whether Ctrl-C was the last key
         self._session = None if os.environ.get("TERM") == "dumb" else self._make(history, names)
 
     def ask(self) -> str:
-        if self._session is not None:
-            return str(self._session.prompt())
-        line = input(SIGN)
-        while line.endswith("\\"):
-            line = line[:-1] + "\n" + input(MORE)
-        return line
+        self._leaving = False
+        return _plainly() if self._session is None else str(self._session.prompt())
 
     def _make(self, history: str | None, names: Callable[[str], Iterable[str]]) -> Any:
         from prompt_toolkit import PromptSession
@@ -42,10 +41,11 @@ class Prompt:
             multiline=True,  # Enter is bound below; this lets pasted lines stay lines
             prompt_continuation=MORE,
             history=_history(history) if history else InMemoryHistory(),
-            key_bindings=_keys(),
+            key_bindings=self._keys(),
             completer=_completer(names),
             complete_while_typing=False,
-            complete_style=CompleteStyle.READLINE_LIKE,  # a menu would want lines that a small window lacks
+            complete_style=CompleteStyle.MULTI_COLUMN,
+            reserve_space_for_menu=min(4, shutil.get_terminal_size().lines // 6),
             bottom_toolbar=self._toolbar,
             style=Style.from_dict(
                 {"sign": "bold ansicyan", "bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}
@@ -55,31 +55,56 @@ class Prompt:
     def _toolbar(self) -> Any:
         from prompt_toolkit.application import get_app
 
-        return [("", self._status(get_app().output.get_size().columns))]
+        app = get_app()
+        self._leaving = self._leaving and not app.current_buffer.text
+        return [("", AGAIN if self._leaving else self._status(app.output.get_size().columns))]
+
+    def _keys(self) -> Any:
+        """Enter sends; Alt-Enter, or Enter behind a backslash, begins another line."""
+        from prompt_toolkit.enums import DEFAULT_BUFFER
+        from prompt_toolkit.filters import has_focus
+        from prompt_toolkit.key_binding import KeyBindings
+
+        keys, typing = KeyBindings(), has_focus(DEFAULT_BUFFER)  # not while the history is searched
+
+        @keys.add("enter", filter=typing)
+        def _(event: Any) -> None:
+            buffer = event.current_buffer
+            if buffer.document.text_before_cursor.endswith("\\"):
+                buffer.delete_before_cursor()
+                buffer.newline(copy_margin=False)
+            else:
+                buffer.validate_and_handle()
+
+        @keys.add("escape", "enter", filter=typing)
+        def _(event: Any) -> None:
+            event.current_buffer.newline(copy_margin=False)
+
+        @keys.add("c-c", filter=typing)
+        @keys.add("<sigint>", filter=typing)
+        def _(event: Any) -> None:
+            if self._leaving and not event.current_buffer.text:
+                event.app.exit(exception=EOFError)
+            event.current_buffer.reset()
+            self._leaving = True
+
+        return keys
 
 
-def _keys() -> Any:
-    """Enter sends; Alt-Enter, or Enter behind a backslash, begins another line."""
-    from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
-    from prompt_toolkit.key_binding import KeyBindings
-
-    keys, typing = KeyBindings(), has_focus(DEFAULT_BUFFER)  # not while the history is searched
-
-    @keys.add("enter", filter=typing)
-    def _(event: Any) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.newline(copy_margin=False)
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter", filter=typing)
-    def _(event: Any) -> None:
-        event.current_buffer.newline(copy_margin=False)
-
-    return keys
+def _plainly() -> str:
+    """What is typed at a terminal that can do nothing but print."""
+    interrupted = False
+    while True:
+        try:
+            line = input(SIGN)
+            while line.endswith("\\"):
+                line = line[:-1] + "\n" + input(MORE)
+            return line
+        except KeyboardInterrupt:
+            if interrupted:
+                raise EOFError from None
+            print(f"\n{AGAIN.strip()}")
+            interrupted = True
 
 
 def _completer(names: Callable[[str], Iterable[str]]) -> Any:
