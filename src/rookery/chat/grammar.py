@@ -129,11 +129,14 @@ class Grammar:
         self._count, self._mask = self._count + 1, None
 
     @property
+    def finished(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    @property
     def complete(self) -> bool:
         """Whether the text is finished and nothing more can come."""
-        if not self._matcher.is_accepting():
-            return False
-        return self._matcher.is_stopped() or not self._goes_on()
+        return self.finished and (self._matcher.is_stopped() or not self._goes_on())
 
     def copy(self) -> Grammar:
         return Grammar(self._what, self._start, self._words, self._n_vocab)

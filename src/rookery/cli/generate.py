@@ -32,6 +32,7 @@ def parser() -> options.Parser:
         "-n", "--max-tokens", type=options.whole(0), default=256, metavar="N", help="tokens at most (default: 256)"
     )
     made.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
+    options.add_limits(made)
     options.add_general(made, json="print one object at the end: text, tokens, stop_reason, timings, model, seed")
     options.add_model(made)
     options.add_sampling(made)
@@ -40,11 +41,14 @@ def parser() -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     sampling = options.sampling(args)  # before the model is read: a mistake should show at once
+    grammar = _grammar(args)
     prompt = _joined(_sources(args))
     with Job(f"loading {args.model}"):
         model = options.load_model(args)
+    limits = {"stop": args.stop, "constraint": _constraint(model, grammar)}
+    _warn(prompt)
     job = Job("reading the prompt", "tokens")
-    stream = model.stream(prompt, args.max_tokens, sampling, args.seed, progress=job.update)
+    stream = model.stream(prompt, args.max_tokens, sampling, args.seed, progress=job.update, **limits)
     if args.echo and not args.json:
         sys.stdout.write(prompt)
     pieces, interrupted = [""], False
@@ -64,15 +68,49 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         return INTERRUPTED
     if not args.json:
+        if grammar and stream.stop_reason == "length" and not stream.constraint.finished:
+            print("rookery: the text is unfinished: -n allows no more tokens", file=sys.stderr)
         _print_speed(stream)
     return 0
+
+
+def _grammar(args: argparse.Namespace) -> dict[str, str]:
+    """What the text must follow: "schema", "regex" or "grammar", and its text."""
+    given = {name: value for name in ("schema", "regex", "grammar") if (value := getattr(args, name)) is not None}
+    if len(given) > 1:
+        raise InputError(f"--{' and --'.join(given)}: a text can follow only one of them")
+    if "schema" in given and not given["schema"].lstrip().startswith("{"):
+        given["schema"] = _text(given["schema"], "a JSON schema")
+    if "grammar" in given:
+        given["grammar"] = _text(given["grammar"], "a grammar in Lark or GBNF")
+    return given
+
+
+def _constraint(model: Any, grammar: dict[str, str]) -> Any:
+    """The constraint of `Model.stream`, None where nothing is asked for."""
+    if not grammar:
+        return None
+    from rookery.chat.grammar import constraint
+
+    with Job("compiling the grammar"):
+        return constraint(model.tokenizer, model.config.n_vocab, **grammar)
+
+
+def _warn(prompt: str) -> None:
+    from rookery.chat import trailing_space
+
+    if trailing_space(prompt):
+        print(
+            "rookery: the prompt ends in a colon and a space; leave the space out, the reply begins with it",
+            file=sys.stderr,
+        )
 
 
 def _sources(args: argparse.Namespace) -> list[tuple[str, bytes]]:
     """Where the prompt comes from, and its bytes. Raises InputError if there are none."""
     found = [("the prompt", os.fsencode(" ".join(word for word in args.prompt if word != "-")))]
     if args.file is not None:
-        found.append((args.file, _read(args.file)))
+        found.append((args.file, _read(args.file, "the text to continue")))
     if "-" in args.prompt or not (args.prompt or args.file):  # else an idle pipe would be waited for, for ever
         found.append(("stdin", _piped()))
     found = [(where, data) for where, data in found if data]
@@ -81,14 +119,18 @@ def _sources(args: argparse.Namespace) -> list[tuple[str, bytes]]:
     return found
 
 
-def _read(path: str) -> bytes:
+def _text(path: str, wanted: str) -> str:
+    return _joined([(path, _read(path, wanted))])
+
+
+def _read(path: str, wanted: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        raise MissingFile(path, "no such file; wanted the text to continue") from None
+        raise MissingFile(path, f"no such file; wanted {wanted}") from None
     except IsADirectoryError:
-        raise NotAFile(path, "is a folder; wanted a file with the text to continue") from None
+        raise NotAFile(path, f"is a folder; wanted a file with {wanted}") from None
     except PermissionError:
         raise NoPermission(path, "may not be read by this user") from None
 
@@ -105,16 +147,14 @@ def _piped() -> bytes:
 
 
 def _joined(sources: list[tuple[str, bytes]]) -> str:
-    """The prompt as text, whatever the tokenizer. Raises InputError for what is not UTF-8."""
+    """The sources as one text, whatever the tokenizer. Raises InputError for what is not UTF-8."""
     texts = []
     for where, data in sources:
         try:
             texts.append(data.decode())
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} (0x{data[error.start]:02x})"
-            raise InputError(
-                f"{where}: {byte} is not valid UTF-8; a prompt of any bytes is for the Python API"
-            ) from None
+            raise InputError(f"{where}: {byte} is not valid UTF-8; other bytes are for the Python API") from None
     return "\n".join(texts)
 
 

@@ -126,6 +126,23 @@ def add_model(parser: Parser, threads: Any = None) -> None:
     )
 
 
+def add_limits(parser: Parser) -> None:
+    """What the text must follow, and where it ends."""
+    group = parser.add_argument_group("form of the text")
+    group.add_argument(
+        "--schema", metavar="FILE|JSON", help="write JSON that this JSON schema allows, compact; a { begins a schema"
+    )
+    group.add_argument("--regex", metavar="RE", help="write a text that this regular expression matches as a whole")
+    group.add_argument("--grammar", metavar="FILE", help="write a text of this grammar, in Lark or in llama.cpp's GBNF")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, which is not printed; may be given again for more",
+    )
+
+
 def add_sampling(parser: Parser) -> None:
     """How tokens are chosen, in the order in which the settings act (see rookery.sampling)."""
     group = parser.add_argument_group("sampling")
