@@ -82,7 +82,7 @@ class Jinja:
         return reply.removeprefix(" ")
 
     def follows_reply(self) -> str:
-        return self._between[1]
+        return self._between[1].rstrip(" ")
 
     @cached_property
     def stops(self) -> tuple[str, ...]:

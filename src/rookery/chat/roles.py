@@ -96,7 +96,7 @@ class Roles:
         return _EMPTY.sub("", text, count=1) if text.startswith("<think>") else text
 
     def follows_reply(self) -> str:
-        return SEPARATOR + self.speakers["user"]
+        return SEPARATOR + self.speakers["user"].rstrip()
 
     def _mode(self, think: str | None, tools: Sequence[Any]) -> tuple[str, str]:
         if think is None:

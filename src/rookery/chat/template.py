@@ -70,7 +70,7 @@ class Template(Protocol):
         """A reply as a person wants it: without the space that follows the colon. Thoughts stay."""
 
     def follows_reply(self) -> str:
-        """What always stands between a reply and the next user's words, such as "\\n\\nUser: "; "" if unknown."""
+        """What always comes after a reply and before the next user's words, such as "\\n\\nUser:"; "" if unknown."""
 
 
 def clean(text: str) -> str:
@@ -109,8 +109,12 @@ def continued(template: Template, messages: Sequence[Message], think: str | None
         raise InputError("wanted a reply of the assistant as the message before the last, and then what is said to it")
     if len(messages) == 2:
         return None  # nobody asked for this reply
+    reply = messages[-2]["content"]
     for mode in dict.fromkeys((think, None)):  # the reply may be older than a change of the mode
-        before = template.render(messages[:-2], think=mode, tools=tools) + messages[-2]["content"]
+        before = template.render(messages[:-2], think=mode, tools=tools) + reply
         if whole.startswith(before):
-            return whole[len(before) :]
+            rest = whole[len(before) :]
+            # " x\n" trimmed and closed by "\n\n" would go on with "\n": the same text, but cut into other tokens
+            trimmed = reply[-1:].isspace() and not rest.startswith(template.follows_reply())
+            return None if trimmed else rest
     return None
