@@ -107,6 +107,7 @@ def test_llama_cpp_drops_old_thoughts_as_g1(llama: Jinja) -> None:
     talk = [user("2 + 2?"), assistant("\nHm.</think>\nFour."), user("Sure?")]
     assert llama.render(talk) == chat.load("g1").render(talk)
     assert llama.follow(talk, think="on") is None
+    assert llama.follow([user("a"), assistant(" b"), user("c")], think="fake") is None  # what was opened is left out
 
 
 def test_what_is_derived_from_a_template(llama: Jinja) -> None:

@@ -103,9 +103,9 @@ def test_old_thoughts_are_left_out_and_so_nothing_follows_them(think: str) -> No
         assert g1.follow(talk) is None
 
 
-def test_a_new_think_mode_does_not_rewrite_the_history() -> None:
-    talk = [user("a"), assistant(" b"), user("c")]
-    assert chat.load("g1").follow(talk, think="short") == "\n\nUser: c (think a bit)\n\nAssistant: <think"
+@pytest.mark.parametrize("think", ["fake", "on", "short"])
+def test_after_another_think_mode_nothing_follows(think: str) -> None:
+    assert chat.load("g1").follow([user("a"), assistant(" b"), user("c")], think=think) is None
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class Template(Protocol):
 
         It closes the reply, asks and opens the next one: what was read before, the reply and this are together
         `render(messages)`. None where they are not, because the template would now write the history in another way
-        (without the old thoughts, with trimmed ends): then render anew.
+        (without the old thoughts, with trimmed ends) or the last reply was opened in another think mode: then render
+        anew.
         """
 
     def opening(self, messages: Sequence[Message], *, think: str | None = None, tools: Sequence[Any] = ()) -> str:
@@ -110,11 +111,9 @@ def continued(template: Template, messages: Sequence[Message], think: str | None
     if len(messages) == 2:
         return None  # nobody asked for this reply
     reply = messages[-2]["content"]
-    for mode in dict.fromkeys((think, None)):  # the reply may be older than a change of the mode
-        before = template.render(messages[:-2], think=mode, tools=tools) + reply
-        if whole.startswith(before):
-            rest = whole[len(before) :]
-            # " x\n" trimmed and closed by "\n\n" would go on with "\n": the same text, but cut into other tokens
-            trimmed = reply[-1:].isspace() and not rest.startswith(template.follows_reply())
-            return None if trimmed else rest
-    return None
+    before = template.render(messages[:-2], think=think, tools=tools) + reply
+    if not whole.startswith(before):
+        return None
+    rest = whole[len(before) :]
+    # " x\n" trimmed and closed by "\n\n" would go on with "\n": the same text, but cut into other tokens
+    return None if reply[-1:].isspace() and not rest.startswith(template.follows_reply()) else rest
