@@ -69,6 +69,10 @@ class Terminal:
     def shows(self, text: str) -> None:
         self.until(lambda: text in self.everything())
 
+    def flows(self, height: int) -> None:
+        """Wait for a reply that fills the window."""
+        self.until(lambda: len(self.screen()) == height and not self.status().startswith(" v7 ·"))
+
     def keys(self, *keys: str) -> None:
         self._do("send-keys", "-t", "chat", *keys)
 
@@ -193,7 +197,7 @@ def test_ctrl_c_stops_the_reply_and_no_more(terminal: Any) -> None:
     window = terminal(*ENDLESS)
     window.type("Hello")
     window.keys("Enter")
-    window.until(lambda: len(window.screen()) == 24)
+    window.flows(24)
     window.keys("C-c")
     window.shows("(stopped; /more goes on)")
     window.until(window.prompted)
@@ -219,7 +223,7 @@ def test_kill_loses_no_turn_that_was_ended(terminal: Any) -> None:
     window.ask("/set max_tokens 10000000")
     window.type("again")
     window.keys("Enter")
-    window.until(lambda: len(window.screen()) == 24)
+    window.flows(24)
     os.kill(window.pid(), signal.SIGKILL)
     window.until(lambda: window.exit_code() == 128 + signal.SIGKILL)
     again = terminal(*BYTES, "--resume")
@@ -234,11 +238,11 @@ def test_the_window_may_change_during_a_reply(terminal: Any) -> None:
     window = terminal(*ENDLESS, "--name", "a talk", width=40, height=12)
     window.type("Hello")
     window.keys("Enter")
-    window.until(lambda: len(window.screen()) == 12)
+    window.flows(12)
     window.resize(100, 30)
-    window.until(lambda: len(window.screen()) == 30)
+    window.flows(30)
     window.resize(30, 8)
-    window.until(lambda: len(window.screen()) == 8)
+    window.flows(8)
     window.keys("C-c")
     window.until(window.prompted)
     assert window.status() == " v7 · a talk · 1 turn"
@@ -252,7 +256,7 @@ def test_a_reply_does_not_steer_the_terminal(terminal: Any) -> None:
     title = window._do("display-message", "-p", "-t", "chat", "#{pane_title} #{alternate_on} #{insert_flag}")
     window.type("Hello")
     window.keys("Enter")
-    window.until(lambda: len(window.screen()) == 24)
+    window.flows(24)
     window.type("typed ahead")
     window.shows("(cut at 20000 tokens")
     window.until(lambda: window.screen()[-2:-1] == ["> typed ahead"])
