@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,3 +63,10 @@ def same(a: Snapshot | None, b: Snapshot) -> bool:
 def environment() -> dict[str, str]:
     """For a program that imports this file."""
     return os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+
+
+def check(path: Path) -> None:
+    """That the file at `path` is whole, by SQLite's own word."""
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []

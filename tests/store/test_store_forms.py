@@ -31,6 +31,7 @@ NODES = st.builds(
 
 
 @given(NODES)
+@settings(deadline=None)
 def test_a_turn_is_read_as_written(node: Node) -> None:
     text = node.to_json()
     assert text.isascii()
@@ -109,9 +110,14 @@ def test_what_is_no_turn(text: str) -> None:
             kind.from_json(text)
 
 
-@given(st.sampled_from(sorted(json.loads(turn(None, 1, 2).to_json()))), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats(), lambda inner: st.lists(inner, max_size=3)
-))  # fmt: skip
+PLAIN = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats()
+
+
+@given(
+    st.sampled_from(sorted(json.loads(turn(None, 1, 2).to_json()))),
+    st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3)),
+)
+@settings(deadline=None)
 def test_a_hostile_field_is_a_value_error_or_right(field: str, value: Any) -> None:
     node = turn(None, 1, 2)
     plain = json.loads(node.to_json()) | {field: value}
@@ -213,7 +219,7 @@ def test_a_snapshot_of_another_make_is_refused_though_its_digest_is_right(change
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=900), st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_prefix_is_the_same_however_it_was_cut(tokens: list[int], data: st.DataObject) -> None:
     whole = Prefix.start(ROOT).extend(tokens)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=6)))

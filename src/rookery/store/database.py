@@ -183,7 +183,7 @@ def _make_tables(connection: sqlite3.Connection, path: str) -> None:
 def _explained(path: str) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter from a message that quotes the damage
         raise _in_our_words(path, error) from error
 
 

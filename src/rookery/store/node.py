@@ -49,6 +49,7 @@ class Node:
     sampling: str  # a JSON object: the settings, and the sampler's state before and after
     key: str  # of the snapshot at its end
     created: float  # seconds since 1970; not part of the id
+    kept: int | None = None  # of the base's own tokens those that these continue; None: all
 
     def __post_init__(self) -> None:
         for name in ("parent", "base"):
@@ -62,6 +63,8 @@ class Node:
         _check(_is_object(self.sampling), "its sampling is not a JSON object")
         _check(_matches(_DIGEST, self.key), "its key is not 64 hex digits")
         _check(_is_time(self.created), "its time is none")
+        whole = type(self.kept) is int and self.kept >= 0 and self.base is not None
+        _check(self.kept is None or whole, "what it keeps of its base is no number of tokens")
 
     def _has(self, span: Any) -> bool:
         whole = isinstance(span, Span) and type(span.begin) is int and type(span.end) is int
