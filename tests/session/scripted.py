@@ -18,7 +18,9 @@ OPENING = b"Assistant:"
 
 
 class Scripted:
-    """After the n-th `Assistant:` it writes the tokens replies[n], then `after`, then the end of text."""
+    """After the n-th `Assistant:` it writes replies[n], with the tokens that a prompt has begun, then `after`, then
+    the end of text.
+    """
 
     arithmetic = "none"
 

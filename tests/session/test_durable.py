@@ -16,6 +16,7 @@ import pytest
 from talks import SAID, SAMPLINGS, gosling, same, tiny
 
 from rookery import Session, errors, store
+from rookery.session.tree import Place
 from rookery.store import Node
 from rookery.store.memory import Memory
 
@@ -176,7 +177,7 @@ def test_another_models_state_under_our_key_is_not_taken(tmp_path: Path) -> None
     place = Memory()
     talk = Session(tiny(), "world", store=place, name="talk")
     _ = talk.say("x", max_tokens=5).text
-    key = talk.tree_.prefix(talk.at).key
+    key = talk.tree_.prefix(Place(talk.at)).key
     found = place.get(key)
     assert found is not None
     place.put(key, type(found)(found.flat + 1, found.logits, found.tokens, "0" * 64, found.version))

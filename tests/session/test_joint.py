@@ -125,3 +125,36 @@ def test_a_reply_that_no_tokenizer_would_write_stays_as_it_was_drawn() -> None:
     _ = talk.say("y").text
     begin = len(world.encode("User: x\n\nAssistant:"))
     assert talk.tokens[begin : begin + len(drawn)] == drawn
+
+
+def test_old_thoughts_are_left_out_and_little_is_read_again() -> None:
+    """The history is then another text than was read: only the last exchange is read anew, however long the talk."""
+    world = vocabulary("world")
+    thought = world.encode(" <think") + world.encode(">\nhm, hm</think>\nYes, number")
+    model: Any = Scripted(world, [[*thought, *world.encode(f" {n}.")] for n in range(6)], world.encode("\n\nUser:"))
+    talk = Session(model, "g1", think="on")
+    for n in range(6):
+        reply = talk.say(f"Question {n}, with some words in it?", max_tokens=50)
+        assert reply.text == f"<think>\nhm, hm</think>\nYes, number {n}."
+        assert len(talk.tokens) > reply.read_tokens < 40
+    text = world.decode(talk.tokens)
+    assert text.count("hm, hm") == 1
+    answers = [f"User: Question {n}, with some words in it?\n\nAssistant: Yes, number {n}.\n\n" for n in range(5)]
+    last = "User: Question 5, with some words in it?\n\nAssistant: <think>\nhm, hm</think>\nYes, number 5."
+    assert text == "".join(answers) + last
+    assert sum(len(node.tokens) for node in talk.tree_.nodes.values()) < 6 * 70
+    resumed = talk.branch()
+    resumed.tree_._live.clear()
+    assert model.history(resumed.state) == tuple(talk.tokens)
+
+
+def test_a_thought_that_was_cut_goes_on() -> None:
+    world = vocabulary("world")
+    model: Any = Scripted(
+        world, [world.encode(" <think") + world.encode(">\nhm, hm</think>\nYes.")], world.encode("\n\nUser:")
+    )
+    talk = Session(model, "g1", think="on")
+    cut = talk.say("x", max_tokens=3).text
+    assert "<think>\nhm".startswith(cut)
+    assert talk.proceed(50).text == "<think>\nhm, hm</think>\nYes."
+    assert len(talk.turns) == 1

@@ -8,19 +8,20 @@ moved back so that the tokens are those of the whole text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from rookery import chat
 from rookery.errors import InputError
 from rookery.session.reply import Asked
-from rookery.session.tree import Tree
+from rookery.session.tree import Place, Tree
 from rookery.store import Node, Span
 
 LOOKBACK = 8  # tokens at the end of a reply that a token across the joint may reach into
 
 
 class Writer:
-    """Writes what is said as `template` says, with its `options`, and finds the turn whose tokens that continues."""
+    """Writes what is said as `template` says, with its `options`, and finds the place whose tokens that continues."""
 
     def __init__(self, tree: Tree, template: chat.Template, options: Mapping[str, Any]) -> None:
         self._tree, self._template, self._options = tree, template, options
@@ -28,22 +29,32 @@ class Writer:
 
     def ask(self, at: str | None, messages: Sequence[chat.Message]) -> tuple[Asked, str]:
         """`messages`: the talk up to turn `at`, and one more. The second result: the text that was written for it."""
-        role = messages[-1]["role"]
-        if at is not None and (follows := self._follow(messages)) is not None:
-            node = self._tree.nodes[at]
-            return self._after(node, node.tail + self._bytes(follows), role), follows
-        text = self._template.render(messages, reply=True, **self._options)
-        data = self._bytes(text)
-        for node in reversed(self._tree.chain(at)):  # the template writes old turns in another way: since where?
-            read = self._tokenizer.decode_bytes(self._tree.tokens(node.id))
-            if data.startswith(read) and len(read) < len(data):
-                return self._after(node, data[len(read) :], role), text
+        if at is not None and (text := self._follow(messages)) is not None:
+            place, data = self._joined(self._tree.nodes[at], self._bytes(text))
+        else:
+            text = self._template.render(messages, reply=True, **self._options)
+            place, data = self._common(Place(at), self._bytes(text))
         tokens = self._tokenizer.encode(data)
         if not tokens:
             raise InputError("nothing was said: give a text")
-        begin = self._whole(tokens, len(self._bytes(self._template.opening(messages, **self._options))))
-        spans = (*((Span("system", 0, begin),) if begin else ()), Span(role, begin, len(tokens)))
-        return Asked(None, tokens, spans, (begin,)), text
+        return Asked(place, tokens, self._spans(place, tokens, data, messages)), text
+
+    def _spans(
+        self, place: Place, tokens: list[int], data: bytes, messages: Sequence[chat.Message]
+    ) -> tuple[Span, ...]:
+        """Who said which of the tokens: the system text, and the reply that the template has begun, stand apart."""
+        begun = self._bytes(self._template.begun(**self._options))
+        opening = b"" if place.id is not None else self._bytes(self._template.opening(messages, **self._options))
+        first = self._whole(tokens, len(opening))
+        last = max(first, self._whole(tokens, len(data) - len(begun)))
+        if self._ends(tokens)[last] != len(data) - len(begun):  # a token spans it
+            last = len(tokens)
+        found = (
+            Span("system", 0, first),
+            Span(messages[-1]["role"], first, last),
+            Span("assistant", last, len(tokens)),
+        )
+        return tuple(span for span in found if span.begin < span.end)
 
     def _follow(self, messages: Sequence[chat.Message]) -> str | None:
         """What comes after the last reply. Blanks around that do not matter: the template would write it without, but
@@ -57,27 +68,38 @@ class Writer:
                 return text
         return None
 
-    def _after(self, node: Node, data: bytes, role: str) -> Asked:
-        """`data` read after the tokens of `node`."""
-        own = next((s.begin for s in reversed(node.spans) if s.role == "assistant"), 0)
+    def _joined(self, node: Node, data: bytes) -> tuple[Place, bytes]:
+        """Where `data` behind the last reply is to be read, and with how much of that: a token that spans the joint is
+        written as one, unless the reply is not written as the tokenizer would.
+        """
+        data = node.tail + data
+        own = next((span.begin for span in reversed(node.spans) if span.role == "assistant"), 0)
         last = node.tokens[max(own, len(node.tokens) - LOOKBACK) :]
-        joint = len(self._tokenizer.decode_bytes(last))
-        joined = self._tokenizer.encode(self._tokenizer.decode_bytes(last) + data)
-        ends = self._ends(joined)
-        kept = max(n for n, end in enumerate(ends) if end <= joint)  # tokens of `joined` before the joint
-        if ends[kept] == joint:
-            return self._continue(node, joined[kept:], role)
-        if tuple(joined[:kept]) != last[:kept]:  # the reply is not written as the tokenizer would: leave it so
-            return self._continue(node, self._tokenizer.encode(data), role)
-        left = len(node.tokens) - len(last) + kept
-        spans = [Span(s.role, s.begin, min(s.end, left)) for s in node.spans]
-        tokens = [*node.tokens[:left], *joined[kept:]]
-        return Asked(node.base, tokens, (*spans, Span(role, left, len(tokens))), (own, left))
+        read = self._tokenizer.decode_bytes(last)
+        joined = self._tokenizer.encode(read + data)
+        kept = self._whole(joined, len(read))
+        end = self._ends(joined)[kept]
+        if end == len(read) or tuple(joined[:kept]) != last[:kept]:
+            return Place(node.id), data
+        return Place(node.id, len(node.tokens) - len(last) + kept), read[end:] + data
 
-    def _continue(self, node: Node, tokens: list[int], role: str) -> Asked:
-        if not tokens:
-            raise InputError("nothing was said: give a text")
-        return Asked(node.id, tokens, (Span(role, 0, len(tokens)),))
+    def _common(self, place: Place, data: bytes) -> tuple[Place, bytes]:
+        """The latest place on the way to this one up to which the talk reads as `data` does, and the rest of `data`.
+
+        Places are where a state is kept: the ends of turns and the beginnings of spans.
+        """
+        chain = self._tree.chain(place)
+        size = 0
+        best = Place(None), data
+        for node, tokens in chain:
+            ends = [size + end for end in self._ends(tokens)]
+            for mark in sorted({*(span.begin for span in node.spans), len(tokens)}):
+                if 0 < mark <= len(tokens) and data[size : ends[mark]] == self._tokenizer.decode_bytes(tokens[:mark]):
+                    best = Place(node.id, None if mark == len(node.tokens) else mark), data[ends[mark] :]
+            if best[0].id != node.id or data[size : ends[-1]] != self._tokenizer.decode_bytes(tokens):
+                break
+            size = ends[-1]
+        return best
 
     def _bytes(self, text: str) -> bytes:
         """The text as the tokenizer's bytes."""
@@ -85,10 +107,7 @@ class Writer:
 
     def _ends(self, tokens: Sequence[int]) -> list[int]:
         """Bytes before each token, and after the last."""
-        ends = [0]
-        for token in tokens:
-            ends.append(ends[-1] + len(self._tokenizer.token_bytes(token)))
-        return ends
+        return [*accumulate((len(self._tokenizer.token_bytes(token)) for token in tokens), initial=0)]
 
     def _whole(self, tokens: Sequence[int], size: int) -> int:
         """How many tokens lie within the first `size` bytes."""

@@ -17,7 +17,7 @@ from rookery import store as stores
 from rookery import tokenizer as tokenizers
 from rookery.formats import Tensor
 from rookery.model import Model
-from rookery.session.tree import Point, Tree
+from rookery.session.tree import Place, Point, Tree
 from rookery.state import State
 from rookery.store import Node, Snapshot, Store, Talk
 from rookery.store.node import check_name
@@ -35,7 +35,7 @@ def write(path: str | os.PathLike[str], tree: Tree, heads: dict[str, str | None]
     }
     parts = {"talk": json.dumps(text).encode()}
     if point.logits is not None:
-        parts["snapshot"] = tree.snapshot(point, len(tree.tokens(heads[head]))).encode()
+        parts["snapshot"] = tree.snapshot(point, len(tree.tokens(Place(heads[head])))).encode()
     if "initial" in json.loads(tree.talk.settings):
         parts["initial"] = tree.snapshot(Point(None, tree.initial), 0).encode()
     tensors = {name: Tensor.of(np.frombuffer(data, np.uint8)) for name, data in parts.items()}
@@ -117,11 +117,12 @@ def _initial(path: Any, opened: formats.File, talk: Talk, model: Model) -> State
 def _remember(opened: formats.File, tree: Tree, at: str | None) -> None:
     """Take over the saved state, if it is whole and the one that this model would come to; else it is read anew."""
     found = _snapshot(opened, "snapshot")
-    if at is None or found is None or tree.nodes[at].key != tree.prefix(at).key:
+    if at is None or found is None:
         return
-    if (point := tree.accept(found)) is not None:
-        tree.hold(at, point)
-        tree.put(tree.prefix(at), point)
+    place, point = Place(at), tree.accept(found)
+    if point is not None and tree.nodes[at].key == tree.prefix(place).key:
+        tree.hold(place, point)
+        tree.put(tree.prefix(place), point)
 
 
 def _snapshot(opened: formats.File, name: str) -> Snapshot | None:

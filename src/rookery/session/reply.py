@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rookery.sampling import Sampler, Sampling
+from rookery.session.tree import Place, Point
 from rookery.store import Node, Span
 from rookery.stream import Progress, Stream
 
 if TYPE_CHECKING:
     from rookery.session.session import Session
-    from rookery.session.tree import Point
 
 
 WORTH = 64  # tokens read for which a snapshot of what was asked is made: it may be asked again
@@ -22,12 +22,11 @@ WORTH = 64  # tokens read for which a snapshot of what was asked is made: it may
 
 @dataclass(frozen=True)
 class Asked:
-    """What a reply answers, as tokens that continue turn `base`."""
+    """What a reply answers, as tokens that continue `base`, and who said them."""
 
-    base: str | None
+    base: Place
     tokens: list[int]
     spans: tuple[Span, ...]
-    marks: tuple[int, ...] = ()  # where others may ask something else: worth a snapshot
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,8 @@ class Reply:
         begin = time.perf_counter()
         self._asked = asked = request.asked()
         earlier = tree.read_tokens
-        point = tree.read(
-            asked.base, [*asked.tokens, *request.before], (*asked.marks, len(asked.tokens)), self._progress
-        )
+        marks = (*(span.begin for span in asked.spans), len(asked.tokens))  # where others may ask or begin otherwise
+        point = tree.read(asked.base, [*asked.tokens, *request.before], marks, self._progress)
         self.prompt_tokens = len(asked.tokens)
         self.read_tokens = tree.read_tokens - earlier
         if self.read_tokens >= WORTH:
@@ -163,9 +161,10 @@ class Reply:
         tree = self._session.tree_
         node = Node(
             parent=self._request.parent,
-            base=asked.base,
+            base=asked.base.id,
+            kept=asked.base.kept,
             tokens=tokens,
-            spans=(*asked.spans, Span("assistant", len(asked.tokens), len(tokens))),
+            spans=_with_reply(asked.spans, len(asked.tokens), len(tokens)),
             tail=stream.tail,
             messages=((role, content), ("assistant", self._raw)),
             stop=stop,
@@ -175,6 +174,14 @@ class Reply:
         )
         self.id = node.id
         self._session.take(self, node, after)
+
+
+def _with_reply(spans: tuple[Span, ...], begin: int, end: int) -> tuple[Span, ...]:
+    """The reply's span, which begins with what the prompt wrote of it."""
+    if spans and spans[-1].role == "assistant":
+        *spans_, last = spans
+        return (*spans_, Span("assistant", last.begin, end))
+    return (*spans, Span("assistant", begin, end))
 
 
 def _record(request: Request, sampler: Sampler) -> str:

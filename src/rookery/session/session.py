@@ -20,7 +20,7 @@ from rookery.sampling import Sampling
 from rookery.session import file
 from rookery.session.ask import Writer
 from rookery.session.reply import Asked, Reply, Request
-from rookery.session.tree import Point, Tree, header
+from rookery.session.tree import Place, Point, Tree, header
 from rookery.state import State
 from rookery.store import Node, Store
 from rookery.store.node import check_name
@@ -153,7 +153,7 @@ class Session:
         request = Request(
             parent=node.parent,
             message=node.messages[0],
-            asked=lambda: Asked(node.base, [*node.tokens[:cut]], node.spans[:-1]),
+            asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], node.spans[:-1]),
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=record["after"],
@@ -183,9 +183,11 @@ class Session:
         """What a reply under these limits may be."""
         if not limits:
             return None
+        from rookery.chat.blank import AfterBlank
         from rookery.chat.grammar import constraint
 
-        return constraint(self.model.tokenizer, self.model.config.n_vocab, **limits)
+        made = constraint(self.model.tokenizer, self.model.config.n_vocab, **limits)
+        return AfterBlank(made, self.model.tokenizer) if self.template.shown(" x") == "x" else made
 
     def take(self, reply: Reply, node: Node, after: tuple[Any, State] | None) -> None:
         """A reply has become a turn: note it, stand on it, and keep it."""
@@ -193,8 +195,8 @@ class Session:
         tree, before = self.tree_, self._at
         tree.nodes[node.id] = node
         if after is not None:
-            tree.hold(node.id, Point(*after))
-            tree.put(tree.prefix(node.id), Point(*after))
+            tree.hold(Place(node.id), Point(*after))
+            tree.put(tree.prefix(Place(node.id)), Point(*after))
         self._at = node.id
         self._unsaved.append((node, before))
         self._keep()
@@ -260,7 +262,7 @@ class Session:
     @property
     def tokens(self) -> list[int]:
         """All that the model has read and written."""
-        return self.tree_.tokens(self.at)
+        return self.tree_.tokens(Place(self.at))
 
     @property
     def state(self) -> State:
@@ -269,7 +271,7 @@ class Session:
 
     def state_at(self, id: str | None) -> State:
         """What the model knew at the end of a turn (None: before the first): a copy."""
-        return self.tree_.point(id).state.copy()
+        return self.tree_.point(Place(id)).state.copy()
 
     def tree(self) -> list[tuple[int, Turn, list[str], bool]]:
         """Every turn of the talk in drawing order: its depth, itself, the heads that stand on it, whether we do.
@@ -376,7 +378,7 @@ class Session:
         if self._created:
             self.tree_.refresh()
         heads = self.tree_.store.heads(self.name) if self._created else {}
-        file.write(path, self.tree_, heads | {self.head: at}, self.head, self.tree_.point(at))
+        file.write(path, self.tree_, heads | {self.head: at}, self.head, self.tree_.point(Place(at)))
 
     @classmethod
     def load(

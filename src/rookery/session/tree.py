@@ -1,7 +1,7 @@
 """The turns of one talk, and the states at them, which are read anew where no snapshot is left.
 
-A turn continues the tokens of its `base`, which is nearly always its `parent`, the turn before it in the talk; where a
-template writes old turns in another way than they were written then, the base is an earlier one, or none.
+A turn continues the tokens of its `base`, which is nearly always its `parent`, the turn before it in the talk. Where a
+template writes old turns in another way than they were written then, it continues the beginning of one (`Place`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ class Point(NamedTuple):
     state: State
 
 
+class Place(NamedTuple):
+    """After so many of a turn's own tokens (None: all); `id` None is before the first token."""
+
+    id: str | None
+    kept: int | None = None
+
+
 class Tree:
     """The turns of `talk` in `store`, and how `model` gets to each. `initial`: the state before the first token."""
 
@@ -35,8 +42,8 @@ class Tree:
         self.nodes: dict[str, Node] = {}
         start = sha256(initial.flat.tobytes()).hexdigest()
         self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, model.arithmetic))
-        self._prefixes: dict[str, Prefix] = {}
-        self._live: dict[str, Point] = {}
+        self._prefixes: dict[Place, Prefix] = {}
+        self._live: dict[Place, Point] = {}
         self.read_tokens = 0  # computed so far, all turns together
 
     # the tree
@@ -53,81 +60,90 @@ class Tree:
             id = found[-1].parent
         return found[::-1]
 
-    def chain(self, id: str | None) -> list[Node]:
-        """The turns whose tokens, one after the other, lead to this one."""
+    def chain(self, place: Place) -> list[tuple[Node, tuple[int, ...]]]:
+        """The turns whose tokens, one after the other, lead to a place, and these tokens."""
         found = []
-        while id is not None:
-            found.append(self.nodes[id])
-            id = found[-1].base
+        while place.id is not None:
+            node = self.nodes[place.id]
+            found.append((node, node.tokens[: place.kept]))
+            place = Place(node.base, node.kept)
         return found[::-1]
 
-    def tokens(self, id: str | None) -> list[int]:
-        """All that has been read at the end of a turn."""
-        return [token for node in self.chain(id) for token in node.tokens]
+    def tokens(self, place: Place) -> list[int]:
+        """All that has been read at a place."""
+        return [token for _, tokens in self.chain(place) for token in tokens]
 
-    def prefix(self, id: str | None) -> Prefix:
-        """The key of all that has been read at the end of a turn."""
-        missing = []
-        while id is not None and id not in self._prefixes:
-            missing.append(self.nodes[id])
-            id = missing[-1].base
-        at = self._start if id is None else self._prefixes[id]
-        for node in reversed(missing):
-            at = self._prefixes[node.id] = at.extend(node.tokens)
+    def prefix(self, place: Place) -> Prefix:
+        """The key of all that has been read at a place."""
+        missing: list[Place] = []
+        while place.id is not None and place not in self._prefixes:
+            missing.append(place)
+            place = self._base(place)
+        at = self._start if place.id is None else self._prefixes[place]
+        for place in reversed(missing):
+            at = self._prefixes[place] = at.extend(self._own(place))
         return at
 
-    def key(self, base: str | None, tokens: Sequence[int]) -> str:
-        """Under which the state after `tokens` that continue `base` is kept."""
-        return self.prefix(base).extend(tokens).key
+    def key(self, place: Place, tokens: Sequence[int]) -> str:
+        """Under which the state after `tokens` that continue a place is kept."""
+        return self.prefix(place).extend(tokens).key
+
+    def _base(self, place: Place) -> Place:
+        node = self.nodes[str(place.id)]
+        return Place(node.base, node.kept)
+
+    def _own(self, place: Place) -> tuple[int, ...]:
+        return self.nodes[str(place.id)].tokens[: place.kept]
 
     # the states
 
-    def point(self, id: str | None, progress: Progress | None = None) -> Point:
-        """Logits and state at the end of a turn: at hand, from the store, or read anew from the nearest turn before."""
-        missing: list[Node] = []
+    def point(self, place: Place, progress: Progress | None = None) -> Point:
+        """Logits and state at a place: at hand, from the store, or read anew from the nearest place before it."""
+        missing: list[Place] = []
         point = None
-        while id is not None and (point := self._known(id)) is None:
-            missing.append(self.nodes[id])
-            id = missing[-1].base
+        while place.id is not None and (point := self._known(place)) is None:
+            missing.append(place)
+            place = self._base(place)
         point = point or Point(None, self.initial)
-        for node in reversed(missing):
-            point = self.read(node.base, node.tokens, [s.begin for s in node.spans], progress)
-            self.hold(node.id, point)
+        for place in reversed(missing):
+            spans = self.nodes[str(place.id)].spans
+            point = self.read(self._base(place), self._own(place), [span.begin for span in spans], progress)
+            self.hold(place, point)
         if missing:
-            self.put(self.prefix(missing[0].id), point)
+            self.put(self.prefix(missing[0]), point)
         return point
 
     def read(
-        self, base: str | None, tokens: Sequence[int], marks: Iterable[int] = (), progress: Progress | None = None
+        self, base: Place, tokens: Sequence[int], marks: Iterable[int] = (), progress: Progress | None = None
     ) -> Point:
-        """Logits and state after `tokens` that continue turn `base`. Begins at the last of the places between them,
-        `marks` and every GRID tokens, at which a snapshot is left, and leaves one at each place it passes.
+        """Logits and state after `tokens` that continue `base`. Begins at the last of the places between them, `marks`
+        and every GRID tokens, at which a snapshot is left, and leaves one at each place it passes.
         """
         start, total = self.prefix(base), len(tokens)
         grid = range(GRID - start.count % GRID, total, GRID)
-        places = sorted({mark for mark in (*marks, *grid) if 0 < mark < total} | ({total} if total else set()))
+        ends = sorted({mark for mark in (*marks, *grid) if 0 < mark < total} | ({total} if total else set()))
         prefixes: list[Prefix] = []
-        for begin, end in zip([0, *places], places, strict=False):
+        for begin, end in zip([0, *ends], ends, strict=False):
             prefixes.append((prefixes[-1] if prefixes else start).extend(tokens[begin:end]))
         at, point = 0, None
-        for place, prefix in zip(reversed(places), reversed(prefixes), strict=True):
+        for end, prefix in zip(reversed(ends), reversed(prefixes), strict=True):
             if (point := self._snapshot(prefix.key)) is not None:
-                at = place
+                at = end
                 break
         point = point or self.point(base, progress)
-        for place, prefix in zip(places, prefixes, strict=True):
-            if place > at:
-                point = Point(*self.model.forward(tokens[at:place], point.state, progress=_from(at, total, progress)))
-                self.read_tokens += place - at
-                at = place
-                if place < total:
+        for end, prefix in zip(ends, prefixes, strict=True):
+            if end > at:
+                point = Point(*self.model.forward(tokens[at:end], point.state, progress=_from(at, total, progress)))
+                self.read_tokens += end - at
+                at = end
+                if end < total:
                     self.put(prefix, point)
         return point
 
-    def hold(self, id: str, point: Point) -> None:
-        """Keep the state at a turn at hand."""
-        self._live.pop(id, None)
-        self._live[id] = point
+    def hold(self, place: Place, point: Point) -> None:
+        """Keep the state at a place at hand."""
+        self._live.pop(place, None)
+        self._live[place] = point
         while len(self._live) > LIVE:
             del self._live[next(iter(self._live))]
 
@@ -140,9 +156,9 @@ class Tree:
         of = self.model
         return Snapshot(point.state.flat, point.logits, tokens, of.weights.fingerprint, of.config.version)
 
-    def _known(self, id: str) -> Point | None:
-        if (point := self._live.get(id)) is None and (point := self._snapshot(self.prefix(id).key)) is not None:
-            self.hold(id, point)
+    def _known(self, place: Place) -> Point | None:
+        if (point := self._live.get(place)) is None and (point := self._snapshot(self.prefix(place).key)) is not None:
+            self.hold(place, point)
         return point
 
     def _snapshot(self, key: str) -> Point | None:
