@@ -76,7 +76,7 @@ class Roles:
         return SEPARATOR.join(filter(None, turns))
 
     def follow(self, messages: Sequence[Message], *, think: str | None = None, tools: Sequence[Any] = ()) -> str | None:
-        return continued(self, messages, think, tools)
+        return continued(self, messages[-3:], think, tools)  # no turn looks further back, so no talk grows slower
 
     def opening(self, messages: Sequence[Message], *, think: str | None = None, tools: Sequence[Any] = ()) -> str:
         self._mode(think, tools)
