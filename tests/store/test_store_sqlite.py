@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -50,9 +51,12 @@ def test_talks_are_their_owners_alone(tmp_path: Path) -> None:
     try:
         with store.open(tmp_path / "a" / "b" / "talks.db") as made:
             made.create(talk())
+            made.put("key", snapshot())
+            states = [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "a" / "b" / "talks.db-states").iterdir()]
             modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "a" / "b").iterdir()}
     finally:
         os.umask(old)
+    assert {modes.pop("talks.db-states"), *states} == {0o700, 0o600}
     assert modes == {"talks.db": 0o600, "talks.db-wal": 0o600, "talks.db-shm": 0o600}
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
 
@@ -173,7 +177,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(made: SQLite, path: Path) -> No
     with pytest.raises(errors.CannotWrite, match=r"talks\.db: cannot be written .*full"):
         made.add("first", long, "main", head)
     with pytest.warns(UserWarning, match="full"):
-        made.put(key_of(9), snapshot(n=100_000))
+        made.put("key" * 100_000, snapshot())  # beyond what the index has room for
     assert (made.nodes("first"), made.heads("first")["main"]) == (before, head)
     assert same(made.get(key_of(1)), snapshot())
     with made._file.reading() as db:
@@ -233,17 +237,61 @@ def test_a_file_that_may_not_be_written(made: SQLite) -> None:
 # damage
 
 
+def states(path: Path) -> list[Path]:
+    return sorted(path.with_name("talks.db-states").iterdir())
+
+
 def test_a_damaged_state_is_dropped_and_a_miss(made: SQLite, path: Path) -> None:
-    data = bytearray(snapshot().encode())
+    flipped, cut = states(path)
+    data = bytearray(flipped.read_bytes())
     data[-5] ^= 1
-    change(path, "UPDATE snapshot SET payload = ? WHERE key = ?", bytes(data), key_of(1))
-    change(path, "UPDATE snapshot SET payload = 7 WHERE key = ?", key_of(2))
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:100])
     for key in (key_of(1), key_of(2)):
+        assert made.has(key)
         assert made.get(key) is None
         assert not made.has(key)
     assert (made.stats()["damaged"], made.stats()["misses"], made.stats()["snapshots"]) == (2, 2, 0)
+    assert states(path) == []
     made.put(key_of(1), snapshot())
     assert same(made.get(key_of(1)), snapshot())
+
+
+def test_the_folder_of_states_may_go(made: SQLite, path: Path) -> None:
+    before = made.nodes("first")
+    shutil.rmtree(path.with_name("talks.db-states"))
+    assert not made.has(key_of(1))
+    assert made.get(key_of(1)) is None
+    assert made.nodes("first") == before
+    made.put(key_of(1), snapshot())
+    assert same(made.get(key_of(1)), snapshot())
+    assert (made.stats()["damaged"], made.stats()["failed"]) == (0, 0)
+
+
+def test_a_state_that_cannot_be_read_is_a_miss(made: SQLite, path: Path) -> None:
+    for file in states(path):
+        file.unlink()
+        file.mkdir()
+    assert made.get(key_of(1)) is None
+    assert made.stats()["damaged"] == 1
+
+
+def test_what_a_killed_program_left_is_swept(made: SQLite, path: Path) -> None:
+    for name in ("new", "0" * 64):
+        (path.with_name("talks.db-states") / name).write_bytes(b"half a sta")
+    made.close()
+    with store.open(path) as again:
+        again.put(key_of(3), snapshot())
+        assert len(states(path)) == again.stats()["snapshots"] == 3
+        assert same(again.get(key_of(1)), snapshot())
+
+
+def test_dropped_states_leave_no_file(made: SQLite, path: Path) -> None:
+    made.budget = made.stats()["bytes"]
+    made.put(key_of(3), snapshot())
+    assert len(states(path)) == 2
+    made.remove("first")
+    assert len(states(path)) == made.stats()["snapshots"] == 1
 
 
 @pytest.mark.parametrize(
@@ -313,5 +361,5 @@ def test_a_removed_talk_is_not_in_the_file(made: SQLite, path: Path) -> None:
     made.add("first", secret, "side", None)
     made.remove("first")
     made.put(key_of(6), snapshot())
-    kept = b"".join(p.read_bytes() for p in path.parent.iterdir() if p.name != "talks.db-shm")
+    kept = b"".join(p.read_bytes() for p in path.parent.iterdir() if p.is_file() and p.suffix != ".db-shm")
     assert b"plugh" not in kept

@@ -21,7 +21,6 @@ from rookery import errors
 
 APPLICATION = int.from_bytes(b"Rook")  # what `file` and SQLite see in the header
 FORMAT = 1
-PAGE = 16384  # bytes: few pages for a large state
 LOG_LIMIT = 64 << 20  # bytes that the log keeps on disk after a checkpoint
 PATIENCE = 2.0  # seconds that a cache's write waits for a lock; a state can be computed again
 
@@ -36,8 +35,7 @@ CREATE INDEX turn_base ON turn (talk, base);
 CREATE INDEX turn_key ON turn (key);
 CREATE TABLE head (talk INTEGER NOT NULL REFERENCES talk ON DELETE CASCADE, name TEXT NOT NULL, turn TEXT,
     PRIMARY KEY (talk, name), FOREIGN KEY (talk, turn) REFERENCES turn);
-CREATE TABLE snapshot (key TEXT PRIMARY KEY, used INTEGER NOT NULL, bytes INTEGER NOT NULL, keep INTEGER NOT NULL,
-    payload BLOB NOT NULL);
+CREATE TABLE snapshot (key TEXT PRIMARY KEY, used INTEGER NOT NULL, bytes INTEGER NOT NULL, keep INTEGER NOT NULL);
 CREATE INDEX snapshot_used ON snapshot (used, bytes, key);
 """
 
@@ -114,8 +112,10 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = OFF")
-        if not _is_ours(connection, path):
-            connection.execute(f"PRAGMA page_size = {PAGE}")
+        connection.execute("BEGIN")  # one look: another program may be making the file
+        ours = _is_ours(connection, path)
+        connection.execute("COMMIT")
+        if not ours:
             _log_ahead(connection, timeout)
             _make_tables(connection, path)
         connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
@@ -171,7 +171,7 @@ def _log_ahead(connection: sqlite3.Connection, timeout: float) -> None:
 
 def _make_tables(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    if not _is_ours(connection, path):  # another program may have been faster
+    if not _is_ours(connection, path):  # the other may have been faster
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")

@@ -48,7 +48,7 @@ def victims(rows: Iterable[tuple[str, int]], excess: int, kept: Callable[[Sequen
 class Cache:
     """What every store does alike with snapshots: a cache that may lose any of them, counts, and never raises.
 
-    A store adds `_write`, `_read`, `_drop` (which raise RookeryError) and `_size`.
+    A store adds `_write`, `_has`, `_read`, `_drop` (which raise RookeryError) and `_size`.
     """
 
     def __init__(self, half: bool, budget: int) -> None:
@@ -83,6 +83,14 @@ class Cache:
         self._counts["misses" if found is None else "hits"] += 1
         return found
 
+    def has(self, key: str) -> bool:
+        """Whether `get` would find something, damaged or not."""
+        try:
+            return self._has(key)
+        except errors.RookeryError as error:
+            self._failed(error)
+            return False
+
     def stats(self) -> dict[str, int]:
         """snapshots and bytes held; evicted, damaged, hits, misses and failed since this object was made."""
         count, size = self._size()
@@ -102,6 +110,9 @@ class Cache:
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
         """Keep the bytes and evict; how many snapshots went."""
+        raise NotImplementedError
+
+    def _has(self, key: str) -> bool:
         raise NotImplementedError
 
     def _read(self, key: str) -> bytes | None:

@@ -39,7 +39,7 @@ class Memory(Cache):
 
     # snapshots
 
-    def has(self, key: str) -> bool:
+    def _has(self, key: str) -> bool:
         with self._lock:
             return key in self._payloads
 

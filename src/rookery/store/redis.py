@@ -164,7 +164,7 @@ class Redis(Cache):
 
     # snapshots
 
-    def has(self, key: str) -> bool:
+    def _has(self, key: str) -> bool:
         return bool(self._ask("EXISTS", f"{PREFIX}state:{key}"))
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:

@@ -1,7 +1,6 @@
-"""A store in one SQLite file: talks that survive a crash, and states beside them. The file is its owner's alone.
+"""A store in an SQLite file: talks that survive a crash, and beside it a folder of states, which may be deleted.
 
-Several processes may have it open; one writes at a time. A state is a blob in its row, not a file beside an index:
-`benchmarks/store.py` has the figures.
+Several processes may have it open; one writes at a time. File and folder are their owner's alone.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from rookery import errors
 from rookery.store.database import Database
 from rookery.store.evict import Cache, is_kept, victims
+from rookery.store.folder import Folder
 from rookery.store.node import (
     MAIN,
     Node,
@@ -34,8 +34,9 @@ BUDGET = 2 << 30
 _NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM snapshot)"
 _TURNS_OF_KEYS = """
     SELECT snapshot.key, keep, turn.id IS NOT NULL,
-        (SELECT count(*) FROM turn AS next
-            WHERE next.talk = turn.talk AND (next.parent = turn.id OR next.base = turn.id)),
+        (SELECT count(*) FROM (
+            SELECT id FROM turn AS next WHERE next.talk = turn.talk AND next.parent = turn.id
+            UNION SELECT id FROM turn AS next WHERE next.talk = turn.talk AND next.base = turn.id)),
         EXISTS (SELECT 1 FROM head WHERE head.talk = turn.talk AND head.turn = turn.id)
     FROM snapshot LEFT JOIN turn ON turn.key = snapshot.key WHERE snapshot.key IN ({})
 """
@@ -51,6 +52,8 @@ class SQLite(Cache):
     ) -> None:
         super().__init__(half, BUDGET if budget is None else budget)
         self._file = Database(path, timeout)
+        self._states = Folder(self._file.path)
+        self._swept = False
         self._touched: dict[str, None] = {}  # read since the last write, which will note it: reading writes nothing
 
     def close(self) -> None:
@@ -58,38 +61,51 @@ class SQLite(Cache):
 
     # snapshots
 
-    def has(self, key: str) -> bool:
-        with self._file.reading() as db:
-            return db.execute("SELECT 1 FROM snapshot WHERE key = ?", (key,)).fetchone() is not None
+    def _has(self, key: str) -> bool:
+        with self._file.reading(patient=False) as db:
+            listed = db.execute("SELECT 1 FROM snapshot WHERE key = ?", (key,)).fetchone() is not None
+        return listed and self._states.has(key)
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
         with self._file.writing(durable=False) as db:
+            if not self._swept:
+                self._swept = True
+                self._states.sweep(key for (key,) in db.execute("SELECT key FROM snapshot"))
             touched, self._touched = self._touched, {}
             for other in touched:
                 db.execute(f"UPDATE snapshot SET used = {_NEXT} WHERE key = ?", (other,))
+            self._states.write(key, data)
             db.execute(
-                f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used,"
-                " bytes = excluded.bytes, keep = keep OR excluded.keep, payload = excluded.payload",
-                (key, len(data), keep, data),
+                f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used,"
+                " bytes = excluded.bytes, keep = keep OR excluded.keep",
+                (key, len(data), keep),
             )
             (total,) = db.execute("SELECT sum(bytes) FROM snapshot").fetchone()
             rows = db.execute("SELECT key, bytes FROM snapshot WHERE key != ? ORDER BY used", (key,))
             gone = list(victims(rows, total - self.budget, lambda keys: _spared(db, keys)))
-            db.executemany("DELETE FROM snapshot WHERE key = ?", ((other,) for other in gone))
+            for other in gone:
+                self._delete(db, other)
             return len(gone)
 
     def _read(self, key: str) -> bytes | None:
         with self._file.reading(patient=False) as db:
-            row = db.execute("SELECT payload FROM snapshot WHERE key = ?", (key,)).fetchone()
-            if row is None:
+            if db.execute("SELECT 1 FROM snapshot WHERE key = ?", (key,)).fetchone() is None:
                 return None
             self._touched.pop(key, None)
             self._touched[key] = None
-        return row[0] if isinstance(row[0], bytes) else b""
+        data = self._states.read(key)
+        if data is None:
+            self._drop(key)
+        return data
 
     def _drop(self, key: str) -> None:
         with self._file.writing(durable=False) as db:
-            db.execute("DELETE FROM snapshot WHERE key = ?", (key,))
+            self._delete(db, key)
+
+    def _delete(self, db: sqlite3.Connection, key: str) -> None:
+        """Inside a transaction; the file first, as a row without one is soon found out."""
+        self._states.drop(key)
+        db.execute("DELETE FROM snapshot WHERE key = ?", (key,))
 
     def _size(self) -> tuple[int, int]:
         with self._file.reading() as db:
@@ -167,11 +183,13 @@ class SQLite(Cache):
         try:
             with self._file.writing() as db:
                 talk = self._find(db, name, any_schema=True)
-                db.execute(
-                    "DELETE FROM snapshot WHERE key IN (SELECT key FROM turn WHERE talk = ?)"
+                alone = db.execute(
+                    "SELECT key FROM snapshot WHERE key IN (SELECT key FROM turn WHERE talk = ?)"
                     " AND key NOT IN (SELECT key FROM turn WHERE talk != ?)",
                     (talk, talk),
-                )
+                ).fetchall()
+                for (key,) in alone:
+                    self._delete(db, key)
                 db.execute("DELETE FROM talk WHERE id = ?", (talk,))
         finally:
             with self._file.reading() as db:
