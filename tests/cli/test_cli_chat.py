@@ -411,8 +411,8 @@ def test_ctrl_c_while_the_message_is_read(begin: Any, typed: Any, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(chat.session.model, "_forward", pressed)
-        assert typed(chat, "Tell me a story.") == ""
-        assert typed(chat, "/retry") == ""
+        assert "the talk is as it was" in typed(chat, "Tell me a story.")
+        assert "the talk is as it was" in typed(chat, "/retry")
     assert said(chat) == before
     typed(chat, "Tell me a story.")
     fresh = begin()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,14 +222,3 @@ def ago(then: float) -> str:
 
 def plural(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
-
-
-@contextmanager
-def warnings_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Say what was warned of meanwhile, a line each."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in found:
-        say(str(warning.message))

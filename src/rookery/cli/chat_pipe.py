@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
-from rookery.cli.chat_look import harmless, warnings_to
+from rookery.cli.chat_look import harmless
+from rookery.cli.chat_shelf import Keeper
 from rookery.cli.progress import Job
 from rookery.errors import InputError
 
 
 def run(session: Any, max_tokens: int, as_json: bool, warn: Callable[[str], None]) -> None:
     """Answer every line that is not blank. Raises InputError for what is not UTF-8."""
+    keeper = Keeper(warn)
     for said in messages():
-        reply = session.say(said, max_tokens=max_tokens)
-        with warnings_to(warn):
-            if as_json:
-                print(json.dumps(report(session, reply)), flush=True)
-            else:
-                write(reply)
-                warn(speed(reply))
+        job = Job("reading the message", "tokens")
+        reply = session.say(said, max_tokens, progress=job.update)
+        with keeper:
+            write(job, reply, not as_json)
+        if as_json:
+            print(json.dumps(report(session, reply)), flush=True)
+        else:
+            warn(speed(reply))
 
 
 def messages() -> Iterator[str]:
@@ -38,16 +42,20 @@ def messages() -> Iterator[str]:
             yield said
 
 
-def write(reply: Any) -> None:
-    """The reply as it comes, with a line end. Only a terminal is protected from what it holds."""
+def write(job: Job, reply: Iterator[str], show: bool) -> None:
+    """Make the reply and show it as it comes, with a line end. Only a terminal is protected from what it holds."""
     guard = harmless if sys.stdout.isatty() else str
-    with Job("reading the message"):
-        last = next(reply, "")
-    sys.stdout.write(guard(last))
-    for last in reply:
-        sys.stdout.write(guard(last))
-        sys.stdout.flush()
-    print(end="" if last.endswith("\n") else "\n", flush=True)
+    piece = ""
+    try:
+        with job:
+            first = next(reply, "")
+        for piece in chain([first], reply):
+            if show:
+                sys.stdout.write(guard(piece))
+                sys.stdout.flush()
+    finally:
+        if show and not piece.endswith("\n"):
+            print(flush=True)
 
 
 def report(session: Any, reply: Any) -> dict[str, Any]:

@@ -147,12 +147,11 @@ def silent_keys() -> Iterator[None]:
     """What is typed while a reply is written is kept for the next prompt, and not shown in the midst of the reply."""
     try:
         import termios
-
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, termios.error):
+    except ImportError:  # no such terminals here
         yield
         return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
     quiet = [*before]
     quiet[3] &= ~termios.ECHO
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)

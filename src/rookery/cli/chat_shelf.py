@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from rookery.cli import chat_commands as commands
 from rookery.cli.options import SAMPLING
-from rookery.errors import InputError, RookeryError
+from rookery.errors import FileError, InputError, RookeryError, StoreError
 
 MAIN, PROFILE = "main", "demo"  # where a template recommends nothing: narrow, which keeps a small model sensible
 
@@ -20,6 +23,40 @@ def data_folder() -> str:
     """$XDG_DATA_HOME/rookery; the variable counts only where it is an absolute path, as its specification says."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.local/share"), "rookery")
+
+
+class Keeper:
+    """`with keeper:` around what makes a turn: where the turn could not be kept, one line says so, and the talk has it
+    all the same and tries again with the next. Other warnings are said after it, a line each.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn, self._lost = warn, False
+
+    def __enter__(self) -> None:
+        self._catching = warnings_to(self._warn)
+        self._found = self._catching.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        lost = isinstance(error, FileError | StoreError)
+        if lost:
+            self._found.clear()  # of the same cause
+            if not self._lost:
+                self._warn(f"{error}; the talk goes on in memory")
+        self._lost = lost
+        self._catching.__exit__(None, None, None)
+        return lost
+
+
+@contextmanager
+def warnings_to(say: Callable[[str], None]) -> Iterator[list[Any]]:
+    """Say what was warned of meanwhile, a line each."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield found
+    for warning in found:
+        say(str(warning.message))
 
 
 class Shelf:

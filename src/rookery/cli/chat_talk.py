@@ -9,14 +9,14 @@ from typing import Any
 
 from rookery.cli import chat_commands as commands
 from rookery.cli.chat_commands import Command
-from rookery.cli.chat_look import Screen, Status, ago, brief, plural, tree_lines, warnings_to
-from rookery.cli.chat_shelf import MAIN, Shelf
+from rookery.cli.chat_look import Screen, Status, ago, brief, plural, tree_lines
+from rookery.cli.chat_shelf import MAIN, Keeper, Shelf, warnings_to
 from rookery.cli.options import SAMPLING
 from rookery.cli.progress import Job
-from rookery.errors import FileError, InputError, RookeryError, StoreError
+from rookery.errors import InputError, RookeryError
 
 SILENCE = "nothing has been said yet"
-WHY = {"length": "cut at {n} tokens", "cancelled": "stopped"}
+Progress = Callable[[int, int], None]
 
 
 class Chat:
@@ -27,7 +27,7 @@ class Chat:
         self.session, self.shelf, self.screen, self.max_tokens = session, shelf, screen, max_tokens
         self._model = model
         self._speed: float | None = None
-        self._lost = False  # whether the last turn could not be kept
+        self._keeper = Keeper(screen.error)
 
     def handle(self, line: str) -> bool:
         """Do what `line` says. False when the person wants to leave."""
@@ -37,7 +37,7 @@ class Chat:
                 if isinstance(said, Command):
                     return said.name != "quit" and self._obey(said)
                 if said:
-                    self._reply(lambda: self.session.say(said, self.max_tokens))
+                    self._reply(lambda progress: self.session.say(said, self.max_tokens, progress=progress))
             except RookeryError as error:
                 self.screen.error(str(error))
         return True
@@ -48,37 +48,33 @@ class Chat:
 
     # replies
 
-    def _reply(self, start: Callable[[], Any], earlier: str = "") -> None:
+    def _reply(self, start: Callable[[Progress], Any], earlier: str = "") -> None:
         """Show a reply as it comes; `earlier` is what was shown of it before. Ctrl-C ends it, and the talk has it."""
-        shown = earlier
-        try:
-            reply = start()
-            with CtrlC() as ctrl_c:
-                for piece in ctrl_c.watch(reply):
-                    shown += piece
-                    self.screen.piece(piece)
-                reply.cancel()  # nothing, where it has ended
-            self._lost = False
-        except (FileError, StoreError) as error:  # the talk has the turn, and will try to keep it with the next one
-            if not self._lost:
-                self.screen.error(f"{error}; the talk goes on in memory")
-            self._lost = True
+        job = Job("reading the message", "tokens")
+        shown, reply = earlier, start(job.update)
+        with self._keeper, CtrlC() as ctrl_c:
+            for piece in ctrl_c.watch(job, reply):
+                shown += piece
+                self.screen.piece(piece)
+            reply.cancel()  # nothing, where it has ended
         self.screen.piece(reply.text[len(shown) :])  # what was held back
         self.screen.end()
         if reply.tokens and reply.decode_seconds:
             self._speed = len(reply.tokens) / reply.decode_seconds
-        if reply.id and reply.stop_reason in WHY:
-            self.screen.note(f"({WHY[reply.stop_reason].format(n=len(reply.tokens))}; /more goes on)")
+        if said := ending(reply):
+            self.screen.note(f"({said})")
 
     def _more(self, _: str) -> None:
-        self._reply(lambda: self.session.proceed(self.max_tokens), self._turns()[-1].reply)
+        last = self._turns()[-1]
+        self._reply(lambda progress: self.session.proceed(self.max_tokens, progress=progress), last.reply)
 
     def _retry(self, _: str) -> None:
         last = self._turns()[-1]
         self.session.rewind(1)
         before = self.session.at
         try:
-            self._reply(lambda: self.session.say(last.user, self.max_tokens, seed=secrets.randbits(32)))
+            seed = secrets.randbits(32)
+            self._reply(lambda progress: self.session.say(last.user, self.max_tokens, seed=seed, progress=progress))
         finally:
             if self.session.at == before:  # no word was written
                 self.session.goto(last.id)
@@ -237,6 +233,17 @@ def sampling_line(sampling: Any) -> str:
     return "greedy" if sampling.greedy else f"temperature {sampling.temperature:g} top_p {sampling.top_p:g}"
 
 
+def ending(reply: Any) -> str:
+    """What a person should know of the end of a reply."""
+    if reply.id is None:
+        return "stopped before its first word; the talk is as it was"
+    if reply.stop_reason == "length":
+        return f"cut at {plural(len(reply.tokens), 'token')}; /more goes on"
+    if reply.stop_reason == "cancelled":
+        return "stopped; /more goes on"
+    return "" if reply.text.strip() else "an empty reply"
+
+
 class CtrlC:
     """Ctrl-C while a reply is written: raised while the prompt is read, after that noticed between two pieces.
 
@@ -258,16 +265,15 @@ class CtrlC:
         if self._reading:
             raise KeyboardInterrupt
 
-    def watch(self, reply: Iterable[str]) -> Iterator[str]:
-        """The reply's pieces until Ctrl-C; a long wait for the first says so."""
-        pieces = iter(reply)
+    def watch(self, job: Job, reply: Iterator[str]) -> Iterator[str]:
+        """The reply's pieces until Ctrl-C; `job` watches over the wait for the first."""
         try:
-            with Job("reading the message"):
+            with job:
                 self._reading = True
-                piece: str | None = next(pieces, None)
+                piece = next(reply, None)
                 self._reading = False
         except KeyboardInterrupt:
-            piece = None
+            return
         while piece is not None:
             yield piece
-            piece = None if self._asked else next(pieces, None)
+            piece = None if self._asked else next(reply, None)
