@@ -49,6 +49,8 @@ SIMPLE = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim 
 SIMPLE += "{% if add_generation_prompt %}Assistant:{% endif %}"
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
 CHATML += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+UNTRIMMED = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\\n\\n' }}{% endfor %}"
+UNTRIMMED += "{% if add_generation_prompt %}Assistant:{% endif %}"
 LOOPS = "{% if messages[0].content == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
 LOOPS += "{% endfor %}{% else %}fine{% endif %}"
 
@@ -140,7 +142,7 @@ def test_without_a_talk_to_look_at_the_world_s_stops_hold(source: str) -> None:
     assert template.follows_reply() == ""
 
 
-@pytest.mark.parametrize("source", [LLAMA, SIMPLE, CHATML])
+@pytest.mark.parametrize("source", [LLAMA, SIMPLE, UNTRIMMED, CHATML])
 @pytest.mark.parametrize("replies", [(" b", " d"), (" b\n\nb", " d.")])
 def test_turn_by_turn_is_the_same_text(source: str, replies: tuple[str, str]) -> None:
     template = Jinja(source)
@@ -269,7 +271,7 @@ GREEDY = [
     "{{ '{:>9999999999}'.format(1) }}",
     "{{ [1] * 10 ** 9 }}",
     "{{ ('a' * 10 ** 8).split('a') }}",
-    "{% set x = [1] * 10 ** 7 %}{{ x | map('string') | map('center', 999) | list }}",
+    "{% set x = [1] * 10 ** 6 %}{{ x | map('string') | map('center', 99999) | list }}",
 ]
 LONG = [
     "{{ 'x' * 10 ** 7 }}",
@@ -319,9 +321,10 @@ def test_a_template_that_does_not_end(source: str) -> None:
     refused(source, "takes longer than 0.5 s", seconds=0.5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only time is limited")
 @pytest.mark.parametrize("source", GREEDY)
 def test_a_template_that_asks_for_too_much_memory(source: str) -> None:
-    refused(source, "too much", "OverflowError", "takes longer")
+    refused(source, "asks for too much memory", seconds=30.0)
 
 
 @pytest.mark.parametrize("source", LONG)
