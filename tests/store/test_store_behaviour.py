@@ -168,6 +168,9 @@ def test_a_name_is_taken_once(kept: Store) -> None:
 def test_names_that_are_none(kept: Store, name: str) -> None:
     with pytest.raises(errors.InputError, match="cannot name a talk"):
         kept.create(talk(name))
+    for use in (kept.talk, kept.nodes, kept.heads, kept.remove):
+        with pytest.raises(errors.InputError, match="cannot name a talk"):
+            use(name)
     with pytest.raises(errors.InputError, match="cannot name a head"):
         kept.move("first", name, None, None)
 

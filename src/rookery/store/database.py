@@ -35,8 +35,10 @@ CREATE INDEX turn_base ON turn (talk, base);
 CREATE INDEX turn_key ON turn (key);
 CREATE TABLE head (talk INTEGER NOT NULL REFERENCES talk ON DELETE CASCADE, name TEXT NOT NULL, turn TEXT,
     PRIMARY KEY (talk, name), FOREIGN KEY (talk, turn) REFERENCES turn);
-CREATE TABLE snapshot (key TEXT PRIMARY KEY, used INTEGER NOT NULL, bytes INTEGER NOT NULL, keep INTEGER NOT NULL);
-CREATE INDEX snapshot_used ON snapshot (used, bytes, key);
+CREATE TABLE snapshot (key TEXT PRIMARY KEY, used INTEGER NOT NULL, bytes INTEGER NOT NULL, keep INTEGER NOT NULL,
+    last INTEGER NOT NULL);
+CREATE INDEX snapshot_used ON snapshot (used);
+CREATE INDEX snapshot_order ON snapshot (last, used, bytes, key);
 """
 
 _open: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -24,9 +24,11 @@ def is_kept(children: int, has_head: bool) -> bool:
     return children != 1 or has_head
 
 
-def victims(rows: Iterable[tuple[str, int]], excess: int, kept: Callable[[Sequence[str]], set[str]]) -> Iterator[str]:
+def victims(
+    rows: Iterable[tuple[str, int]], excess: int, kept: Callable[[Sequence[str]], set[str]] = lambda keys: set()
+) -> Iterator[str]:
     """Keys to drop until `excess` bytes are free. `rows`: (key, bytes), the least recently used first; `kept(keys)`:
-    those of them that go last.
+    those of them that go last, where the order does not say it.
     """
     rest = iter(rows)
     last: list[tuple[str, int]] = []

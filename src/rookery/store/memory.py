@@ -141,6 +141,6 @@ class Memory(Cache):
 
     def _of(self, name: str) -> _Kept:
         with self._lock:
-            if name not in self._talks:
+            if check_name(name) not in self._talks:
                 raise unknown(name, "memory")
             return self._talks[name]

@@ -211,7 +211,7 @@ class Redis(Cache):
             raise taken(talk.name)
 
     def talk(self, name: str) -> Talk:
-        schema, header = self._ask("HMGET", f"{PREFIX}talk:{name}", "schema", "header")
+        schema, header = self._ask("HMGET", f"{PREFIX}talk:{check_name(name)}", "schema", "header")
         if header is None:
             raise unknown(name, self._where)
         return read_talk(self._where, name, _number(schema), _text(header))
@@ -254,12 +254,12 @@ class Redis(Cache):
         return bool(answer)
 
     def remove(self, name: str) -> None:
-        if not self._run("remove", name):
+        if not self._run("remove", check_name(name)):
             raise unknown(name, self._where)
 
     def _check(self, name: str) -> None:
         """Raises StoreError if there is no such talk, NewerFile for one that is not ours to touch."""
-        schema = self._ask("HGET", f"{PREFIX}talk:{name}", "schema")
+        schema = self._ask("HGET", f"{PREFIX}talk:{check_name(name)}", "schema")
         if schema is None:
             raise unknown(name, self._where)
         check_schema(self._where, name, _number(schema))

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from rookery import errors
 from rookery.store.database import Database
@@ -32,13 +32,13 @@ from rookery.store.node import (
 BUDGET = 2 << 30
 
 _NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM snapshot)"
-_TURNS_OF_KEYS = """
-    SELECT snapshot.key, keep, turn.id IS NOT NULL,
-        (SELECT count(*) FROM (
+_KEY = "SELECT key FROM turn WHERE talk = ? AND id = ?"
+_TURNS_OF_KEY = """
+    SELECT (SELECT count(*) FROM (
             SELECT id FROM turn AS next WHERE next.talk = turn.talk AND next.parent = turn.id
             UNION SELECT id FROM turn AS next WHERE next.talk = turn.talk AND next.base = turn.id)),
         EXISTS (SELECT 1 FROM head WHERE head.talk = turn.talk AND head.turn = turn.id)
-    FROM snapshot LEFT JOIN turn ON turn.key = snapshot.key WHERE snapshot.key IN ({})
+    FROM turn WHERE turn.key = ?
 """
 
 
@@ -76,13 +76,14 @@ class SQLite(Cache):
                 db.execute(f"UPDATE snapshot SET used = {_NEXT} WHERE key = ?", (other,))
             self._states.write(key, data)
             db.execute(
-                f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used,"
+                f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?, 0) ON CONFLICT DO UPDATE SET used = excluded.used,"
                 " bytes = excluded.bytes, keep = keep OR excluded.keep",
                 (key, len(data), keep),
             )
+            _rank(db, [key])
             (total,) = db.execute("SELECT sum(bytes) FROM snapshot").fetchone()
-            rows = db.execute("SELECT key, bytes FROM snapshot WHERE key != ? ORDER BY used", (key,))
-            gone = list(victims(rows, total - self.budget, lambda keys: _spared(db, keys)))
+            rows = db.execute("SELECT key, bytes FROM snapshot WHERE key != ? ORDER BY last, used", (key,))
+            gone = list(victims(rows, total - self.budget))
             for other in gone:
                 self._delete(db, other)
             return len(gone)
@@ -125,7 +126,7 @@ class SQLite(Cache):
 
     def talk(self, name: str) -> Talk:
         with self._file.reading() as db:
-            row = db.execute("SELECT schema, header FROM talk WHERE name = ?", (name,)).fetchone()
+            row = db.execute("SELECT schema, header FROM talk WHERE name = ?", (check_name(name),)).fetchone()
         if row is None:
             raise unknown(name, self._file.path)
         return read_talk(self._file.path, name, *row)
@@ -167,6 +168,7 @@ class SQLite(Cache):
                     raise absent(name, "the turn before it")
             row = (talk, node.id, node.parent, node.base, node.key, node.to_json())
             db.execute("INSERT OR IGNORE INTO turn VALUES (?, ?, ?, ?, ?, ?)", row)
+            _rank_turns(db, talk, node.parent, node.base)
             return _move(db, talk, head, expected, node.id)
 
     def move(self, name: str, head: str, expected: str | None, to: str | None) -> bool:
@@ -183,14 +185,12 @@ class SQLite(Cache):
         try:
             with self._file.writing() as db:
                 talk = self._find(db, name, any_schema=True)
-                alone = db.execute(
-                    "SELECT key FROM snapshot WHERE key IN (SELECT key FROM turn WHERE talk = ?)"
-                    " AND key NOT IN (SELECT key FROM turn WHERE talk != ?)",
-                    (talk, talk),
-                ).fetchall()
-                for (key,) in alone:
-                    self._delete(db, key)
+                keys = [key for (key,) in db.execute("SELECT DISTINCT key FROM turn WHERE talk = ?", (talk,))]
                 db.execute("DELETE FROM talk WHERE id = ?", (talk,))
+                for key in keys:
+                    if db.execute("SELECT 1 FROM turn WHERE key = ?", (key,)).fetchone() is None:
+                        self._delete(db, key)
+                _rank(db, keys)
         finally:
             with self._file.reading() as db:
                 db.execute("PRAGMA secure_delete = OFF")
@@ -198,7 +198,7 @@ class SQLite(Cache):
 
     def _find(self, db: sqlite3.Connection, name: str, any_schema: bool = False) -> int:
         """The row of a talk. Raises StoreError if there is none, NewerFile for one that is not ours to touch."""
-        row = db.execute("SELECT id, schema FROM talk WHERE name = ?", (name,)).fetchone()
+        row = db.execute("SELECT id, schema FROM talk WHERE name = ?", (check_name(name),)).fetchone()
         if row is None:
             raise unknown(name, self._file.path)
         if not any_schema:
@@ -206,9 +206,11 @@ class SQLite(Cache):
         return int(row[0])
 
 
-def _spared(db: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
-    rows = db.execute(_TURNS_OF_KEYS.format(",".join("?" * len(keys))), list(keys))
-    return {key for key, keep, of_turn, children, head in rows if keep or (of_turn and is_kept(children, head))}
+def _rank(db: sqlite3.Connection, keys: Iterable[str]) -> None:
+    """Note which of these snapshots now go last, so that eviction need not look at all."""
+    for key in keys:
+        last = any(is_kept(children, head) for children, head in db.execute(_TURNS_OF_KEY, (key,)))
+        db.execute("UPDATE snapshot SET last = keep OR ? WHERE key = ?", (last, key))
 
 
 def _has_turn(db: sqlite3.Connection, talk: int, turn: str) -> bool:
@@ -219,7 +221,13 @@ def _move(db: sqlite3.Connection, talk: int, head: str, expected: str | None, to
     """Inside a transaction: put the head on `to` if it is where it was expected, or there already."""
     db.execute("UPDATE talk SET used = ? WHERE id = ?", (time.time(), talk))
     row = db.execute("SELECT turn FROM head WHERE talk = ? AND name = ?", (talk, head)).fetchone()
-    if (row[0] if row else None) not in (expected, to):
-        return False
-    db.execute("INSERT INTO head VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET turn = excluded.turn", (talk, head, to))
-    return True
+    at = row[0] if row else None
+    moves = at in (expected, to)
+    if moves:
+        db.execute("INSERT INTO head VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET turn = excluded.turn", (talk, head, to))
+    _rank_turns(db, talk, at, to)
+    return moves
+
+
+def _rank_turns(db: sqlite3.Connection, talk: int, *turns: str | None) -> None:
+    _rank(db, (key for turn in turns for (key,) in db.execute(_KEY, (talk, turn)).fetchall()))
