@@ -357,6 +357,25 @@ def test_talks_are_saved_and_loaded_by_name(begin: Any, typed: Any, home: Path) 
     assert said(other) == kept
 
 
+def test_a_talk_that_is_not_kept_may_be_saved(begin: Any, typed: Any, home: Path) -> None:
+    chat = begin("--no-save")
+    typed(chat, "Hello")
+    assert not home.exists()
+    typed(chat, "/save mine", "/rewind", "/load mine")
+    assert [turn.user for turn in chat.session.turns] == ["Hello"]
+    (home / "talks" / "mine.talk").unlink()
+    (home / "talks").rmdir()
+    (home / "talks").write_text("")
+    assert typed(chat, "/save mine").startswith(f"{home}/talks")
+
+
+def test_a_model_without_a_chat_format_says_so(gosling: Any, capsys: Any) -> None:
+    for flags, said in ((["--template", "plain"], False), ([], True)):
+        shelf = Shelf(load(BYTES[1], tokenizer="bytes"), command.parser().parse_args(flags), command.warn)
+        Chat("v7", shelf.start(), shelf, look.Screen(), 8).greet()
+        assert ("No chat format is known" in capsys.readouterr().out) is said
+
+
 def test_the_state_is_drawn(begin: Any, typed: Any, gosling: Any) -> None:
     chat = begin()
     assert typed(chat, "/state").splitlines()[-1].split() == [f"{gosling.config.n_layer - 1}", "0.0000", "-"]

@@ -73,12 +73,17 @@ class Screen:
         self._open, self._blank = False, ""
 
     def note(self, text: str) -> None:
-        self.end()
-        self.console.print(printable(text), style="dim")
+        self._line(text, "dim")
 
     def error(self, text: str) -> None:
+        self._line(text, "red")
+
+    def _line(self, text: str, style: str) -> None:
+        """Wrapped between words, but for a word that no line holds: a path stays one piece, to be copied."""
         self.end()
-        self.console.print(printable(text), style="red")
+        line = printable(text)
+        longest = max(map(len, line.split()), default=0)
+        self.console.print(line, style=style, soft_wrap=longest > self.console.width)
 
     def heading(self, title: str, rest: str) -> None:
         from rich.text import Text

@@ -24,7 +24,9 @@ class Prompt:
         """history: a file, or None to forget. status: the line below, for a width. names: what may follow a command."""
         self._status = status
         self._leaving = False  # whether Ctrl-C was the last key
-        self._session = None if os.environ.get("TERM") == "dumb" else self._make(history, names)
+        from prompt_toolkit.utils import is_dumb_terminal
+
+        self._session = None if is_dumb_terminal() else self._make(history, names)
 
     def ask(self) -> str:
         self._leaving = False

@@ -76,14 +76,17 @@ class Shelf:
         if self.args.no_save:
             return store.open(None)
         try:
-            for folder in (self.home, self.folder):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+            self.make_folders()
             return store.open(self.args.store or os.path.join(self.home, "talks.db"))
         except (RookeryError, OSError) as error:
             if self.args.store or self.args.resume is not None:
                 raise
             warn(f"{error}; this talk is kept in memory only")
             return store.open(None)
+
+    def make_folders(self) -> None:
+        for folder in (self.home, self.folder):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
 
     def start(self) -> Any:
         """The session that the command line asks for."""

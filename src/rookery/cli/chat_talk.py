@@ -40,6 +40,8 @@ class Chat:
                     self._reply(lambda progress: self.session.say(said, self.max_tokens, progress=progress))
             except RookeryError as error:
                 self.screen.error(str(error))
+            except OSError as error:
+                self.screen.error(f"{error.filename}: {error.strerror}")
         return True
 
     def _obey(self, command: Command) -> bool:
@@ -169,6 +171,7 @@ class Chat:
 
     def _save(self, argument: str) -> None:
         path = commands.talk_file(self.shelf.folder, argument)
+        self.shelf.make_folders()
         self.session.save(path)
         self.screen.note(f"saved to {path}")
 
@@ -207,6 +210,8 @@ class Chat:
         template = f", format {self.session.template.name}" if self.session.template.name else ""
         self.screen.heading(self._model, template)
         self.screen.note("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves.")
+        if self.session.template.name == "plain" and self.shelf.args.template is None:
+            self.screen.note("No chat format is known for this model: it goes on with your text. See --template.")
         if self.session.turns:
             self._recall()
 
