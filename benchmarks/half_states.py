@@ -3,8 +3,8 @@
     python benchmarks/half_states.py BOOK [--model gosling ...] [--tokenizer NAME ...] [--turn 256] [--json]
 
 The text is read twice: as it is, and with the state going through the store's float16 form after every --turn tokens,
-as if a talk were stopped and resumed there. "kl" is the next token's distribution, exact against halved, in nats: its mean
-over all tokens, its mean over the first token after each resumption, and its largest value. v4 is never halved.
+as if a talk were stopped and resumed there. "kl" is the next token's distribution, exact against halved, in nats: its
+mean over all tokens, its mean over the first token after each resumption, and its largest value. v4 is never halved.
 """
 
 from __future__ import annotations

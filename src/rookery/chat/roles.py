@@ -6,8 +6,8 @@ world  `User: ...`, `Assistant:` of the World models (ChatRWKV README.md and API
        message of their own; it is written `System: ...`, as G1 learnt it and llama.cpp's rwkv-world writes it. The
        demo's other way is two ordinary messages: the user says "hi", and the assistant how helpful it will be
 g1     RWKV-7 G1: world with think modes and tools (RWKV-LM, RWKV-v7/RWKV7-G1x-templates.txt)
-coder  g1 that answers in Python at once: after an empty thought the opening begins the code block, as in the HumanEval
-       prompts of rwkv-rs/rwkv-skills; BlinkDL's repositories name no form of their own for code
+coder  g1 that answers in Python at once: after an empty thought the opening begins the code block, as RWKV is prompted
+       for HumanEval; BlinkDL's repositories name no form of their own for code
 plain  the contents as they are, one after the other
 """
 

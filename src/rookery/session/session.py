@@ -73,10 +73,9 @@ class Session:
         state: State | None = None,
     ) -> None:
         kept = stores.open(store)
-        given = template.name if template is not None and not isinstance(template, str) else template
         if name is not None and any(talk.name == name for talk, _ in kept.talks()):
             raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
-        settings: dict[str, Any] = {"template": given, "system": system, "think": think, "tools": [*tools]}
+        settings: dict[str, Any] = {"template": _source(template), "system": system, "think": think, "tools": [*tools]}
         settings["seed"] = model.sampler(sampling, seed).seed
         if state is not None:
             model.check(state)
@@ -418,6 +417,14 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.name!r}, {len(self.turns)} turns, {self.model!r})"
+
+
+def _source(template: str | chat.Template | None) -> str | None:
+    """What a talk notes of its template, to find it again: a builtin's name or the text of a Jinja template."""
+    if template is None:
+        return None
+    made = chat.load(template)
+    return getattr(made, "source", made.name)
 
 
 def _message(role: str, content: str) -> chat.Message:
