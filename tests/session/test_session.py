@@ -214,7 +214,8 @@ def test_a_system_text_stands_before_the_talk_and_is_read_once() -> None:
 
 
 def test_a_talk_finds_its_template_again(tmp_path: Path) -> None:
-    text = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    said = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
+    text = said + "{% if add_generation_prompt %}<a>{% endif %}"
     path = tmp_path / "own.jinja"
     path.write_text(text)
     for n, given in enumerate([str(path), text, "raven", None]):
@@ -224,5 +225,4 @@ def test_a_talk_finds_its_template_again(tmp_path: Path) -> None:
     for n in range(4):
         resumed = Session.resume(tmp_path / "talks.db", f"{n}", tiny())
         assert resumed.say("y", max_tokens=3).text is not None
-        said = bytes(resumed.tokens)
-        assert said.startswith((b"<u>x<a>", b"<u>x<a>", b"Bob: x\n\nAlice:", b"x")[n])
+        assert bytes(resumed.tokens).startswith((b"<u>x<a>", b"<u>x<a>", b"Bob: x\n\nAlice:", b"x")[n])
