@@ -17,7 +17,7 @@ import rookery
 from rookery import tokenizer as tokenizers
 from rookery.chat import grammar as room
 from rookery.chat.grammar import Grammar, constraint
-from rookery.errors import InputError, MissingExtra
+from rookery.errors import InputError, MissingExtra, TokenError
 from rookery.stream import Constraint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -163,6 +163,13 @@ def test_forms(form: dict[str, str], right: list[str], wrong: list[str]) -> None
     assert not any(finishes(made, text) for text in wrong)
 
 
+class Gapped(tokenizers.Bytes):
+    def token_bytes(self, id: int) -> bytes:
+        if id == 7:
+            raise TokenError("7 is a gap")
+        return super().token_bytes(id)
+
+
 def test_only_tokens_with_bytes_are_allowed(world: Any) -> None:
     made = Grammar.from_regex("(?s:.)*", world, 65_540)
     allowed = made.allowed()
@@ -172,7 +179,7 @@ def test_only_tokens_with_bytes_are_allowed(world: Any) -> None:
     assert not made.complete
     assert Grammar.from_regex("a", BYTES, 300).allowed().nonzero()[0].tolist() == [ord("a")]
     with pytest.raises(InputError, match="allows no text"):
-        Grammar.from_lark("start: <[256]>", BYTES, 300)  # the end that bytes do not have
+        Grammar.from_lark("start: <[7]>", Gapped(), 256)
 
 
 def test_the_end_is_allowed_only_where_the_text_may_end(world: Any) -> None:
@@ -316,13 +323,19 @@ def test_what_looks_like_a_bomb_and_is_none(form: dict[str, Any], text: str) -> 
     assert finishes(constraint(BYTES, 256, **form), text)
 
 
-def test_memory_to_compile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    form: Any = {"schema": {"type": "integer", "multipleOf": 99_989}}
-    assert finishes(constraint(BYTES, 256, **form), "99989")
-    monkeypatch.setattr(room, "MEMORY", 8 << 20)
-    room._tried.cache_clear()
-    with pytest.raises(InputError, match="takes more than 3 s or 8 MB to compile"):
+@pytest.mark.parametrize(
+    ("seconds", "memory", "number"), [(3.0, 8, 99_989), (0.0, 4096, 1_999_993)], ids=["memory", "time"]
+)
+def test_compiling_is_bounded(monkeypatch: pytest.MonkeyPatch, seconds: float, memory: int, number: int) -> None:
+    form: Any = {"schema": {"type": "integer", "multipleOf": number}}
+    monkeypatch.setattr(room, "SECONDS", seconds)
+    monkeypatch.setattr(room, "MEMORY", memory << 20)
+    with pytest.raises(InputError, match=f"takes more than {seconds:g} s or {memory} MB to compile"):
         constraint(BYTES, 256, **form)
+
+
+def test_large_numbers_compile_where_they_can() -> None:
+    assert finishes(constraint(BYTES, 256, schema={"type": "integer", "multipleOf": 99_989}), "199978")
 
 
 BOUNDED = """
