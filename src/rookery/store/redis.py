@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rookery import errors
-from rookery.store.evict import Cache, is_kept, victims
+from rookery.store.evict import Cache
 from rookery.store.node import (
     Node,
     Talk,
@@ -35,7 +35,8 @@ PREFIX = "rookery:1:"
 
 # By name, for a talk: `talk` its header, `turns` id -> JSON, `keys` id -> snapshot key, `children` id -> how many turns
 # come after, `heads` name -> id or "" before the first turn. For a snapshot's key: `state` its bytes, `at` the turns
-# that end there. `talks` by last use, `lru`, `sizes`, `keep`, `bytes` and `clock` are of the whole store.
+# that end there. Of the whole store: `talks` by last use; the snapshots by last use, those that go `first` and those
+# that go `last` (evict.py says which, and `goes_last` in these scripts' words); `keep`, `sizes`, `bytes`, `clock`.
 _COMMON = """
 local P = '@prefix@'
 local call = redis.call
@@ -45,22 +46,60 @@ local function drop(key)
     if not size then return 0 end
     call('DECRBY', P .. 'bytes', size)
     call('HDEL', P .. 'sizes', key)
-    call('ZREM', P .. 'lru', key)
+    call('ZREM', P .. 'first', key)
+    call('ZREM', P .. 'last', key)
     call('SREM', P .. 'keep', key)
     call('DEL', P .. 'state:' .. key)
     return 1
 end
 
+local function goes_last(key)
+    if call('SISMEMBER', P .. 'keep', key) == 1 then return true end
+    for _, turn in ipairs(call('SMEMBERS', P .. 'at:' .. key)) do
+        local id, name = turn:sub(1, 32), turn:sub(34)
+        if call('HGET', P .. 'children:' .. name, id) ~= '1' then return true end
+        for _, at in ipairs(call('HVALS', P .. 'heads:' .. name)) do
+            if at == id then return true end
+        end
+    end
+    return false
+end
+
+local function place(key, used)
+    call('ZREM', P .. 'first', key)
+    call('ZREM', P .. 'last', key)
+    call('ZADD', P .. (goes_last(key) and 'last' or 'first'), used, key)
+end
+
+local function rank(key)
+    local used = key and (call('ZSCORE', P .. 'first', key) or call('ZSCORE', P .. 'last', key))
+    if used then place(key, used) end
+end
+
 local function touch(key)
-    call('ZADD', P .. 'lru', call('INCR', P .. 'clock'), key)
+    place(key, call('INCR', P .. 'clock'))
+end
+
+local function evict(budget, but)
+    local gone = 0
+    for _, order in ipairs({'first', 'last'}) do
+        local at = 0
+        while tonumber(call('GET', P .. 'bytes')) > budget do
+            local key = call('ZRANGE', P .. order, at, at)[1]
+            if not key then break end
+            if key == but then at = 1 else gone = gone + drop(key) end
+        end
+    end
+    return gone
 end
 
 local function move(name, head, expected, to, now)
     call('ZADD', P .. 'talks', now, name)
     local at = call('HGET', P .. 'heads:' .. name, head) or ''
-    if at ~= expected and at ~= to then return 0 end
-    call('HSET', P .. 'heads:' .. name, head, to)
-    return 1
+    local moves = at == expected or at == to
+    if moves then call('HSET', P .. 'heads:' .. name, head, to) end
+    for _, turn in ipairs({at, to}) do rank(call('HGET', P .. 'keys:' .. name, turn)) end
+    return moves and 1 or 0
 end
 """.replace("@prefix@", PREFIX)
 
@@ -72,7 +111,8 @@ _SCRIPTS = {
         call('HSET', P .. 'sizes', key, #data)
         if keep then call('SADD', P .. 'keep', key) end
         touch(key)
-        return call('INCRBY', P .. 'bytes', #data)
+        call('INCRBY', P .. 'bytes', #data)
+        return evict(tonumber(ARGV[4]), key)
     """,
     "get": """
         local data = call('GET', P .. 'state:' .. ARGV[1])
@@ -100,6 +140,7 @@ _SCRIPTS = {
             for turn in pairs(before) do call('HINCRBY', children, turn, 1) end
             call('HSET', P .. 'keys:' .. name, id, key)
             call('SADD', P .. 'at:' .. key, id .. ' ' .. name)
+            for turn in pairs(before) do rank(call('HGET', P .. 'keys:' .. name, turn)) end
         end
         return move(name, head, expected, id, now)
     """,
@@ -115,6 +156,7 @@ _SCRIPTS = {
         for i = 1, #keys, 2 do
             call('SREM', P .. 'at:' .. keys[i + 1], keys[i] .. ' ' .. name)
             if call('EXISTS', P .. 'at:' .. keys[i + 1]) == 0 then drop(keys[i + 1]) end
+            rank(keys[i + 1])
         end
         for _, kind in ipairs({'talk:', 'turns:', 'keys:', 'children:', 'heads:'}) do call('DEL', P .. kind .. name) end
         return call('ZREM', P .. 'talks', name)
@@ -168,29 +210,8 @@ class Redis(Cache):
         return bool(self._ask("EXISTS", f"{PREFIX}state:{key}"))
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
-        total = self._run("put", key, data, int(keep))
-        gone = list(victims(self._oldest(but=key), total - self.budget, self._spared))
-        return sum(self._run("drop", other) for other in gone)  # another process may have been faster
-
-    def _oldest(self, but: str) -> Iterator[tuple[str, int]]:
-        at, step = 0, 256
-        while keys := self._ask("ZRANGE", f"{PREFIX}lru", at, at + step - 1):
-            for key, size in zip(keys, self._ask("HMGET", f"{PREFIX}sizes", *keys), strict=True):
-                if _text(key) != but:
-                    yield _text(key), int(size or 0)
-            at += step
-
-    def _spared(self, keys: Sequence[str]) -> set[str]:
-        turns = self._ask_all([("SMEMBERS", f"{PREFIX}at:{key}") for key in keys])
-        flat = [(key, *_text(turn).split(" ", 1)) for key, found in zip(keys, turns, strict=True) for turn in found]
-        keep = self._ask_all([("SISMEMBER", f"{PREFIX}keep", key) for key in keys])
-        children = self._ask_all([("HGET", f"{PREFIX}children:{name}", turn) for _, turn, name in flat])
-        heads = self._ask_all([("HVALS", f"{PREFIX}heads:{name}") for _, _, name in flat])
-        return {key for key, kept in zip(keys, keep, strict=True) if kept} | {
-            key
-            for (key, turn, _), count, at in zip(flat, children, heads, strict=True)
-            if is_kept(int(count or 0), turn.encode() in at)
-        }
+        gone: int = self._run("put", key, data, int(keep), self.budget)
+        return gone
 
     def _read(self, key: str) -> bytes | None:
         data: bytes | None = self._run("get", key)
