@@ -54,7 +54,6 @@ def test_a_turn_is_read_as_written(node: Node) -> None:
         {"stop": "end"},
         {"sampling": "{}"},
         {"key": key_of(9)},
-        {"base": "0" * 32, "kept": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -64,6 +63,10 @@ def test_the_id_names_all_of_the_content(change: dict[str, Any]) -> None:
     damaged = replace(node, **change).to_json()
     with pytest.raises(ValueError, match="not what its id says"):
         Node.from_json(damaged, node.id)
+
+
+def test_the_id_names_how_much_of_its_base_a_turn_keeps() -> None:
+    assert len({turn("0" * 32, 1, kept=kept).id for kept in (None, 0, 1)}) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,12 @@ used before the others. Whatever goes can be computed again from the tokens, whi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 from rookery import errors
 from rookery.store.snapshot import Snapshot
-
-_BATCH = 256  # keys asked about at once: in a shared store each question is a round trip
 
 
 def is_kept(children: int, has_head: bool) -> bool:
@@ -25,26 +22,22 @@ def is_kept(children: int, has_head: bool) -> bool:
 
 
 def victims(
-    rows: Iterable[tuple[str, int]], excess: int, kept: Callable[[Sequence[str]], set[str]] = lambda keys: set()
+    rows: Iterable[tuple[str, int]], excess: int, goes_last: Callable[[str], bool] = lambda key: False
 ) -> Iterator[str]:
-    """Keys to drop until `excess` bytes are free. `rows`: (key, bytes), the least recently used first; `kept(keys)`:
-    those of them that go last, where the order does not say it.
+    """Keys to drop until `excess` bytes are free. `rows`: (key, bytes), the least recently used first; `goes_last`:
+    which of them are dropped after all others, where the order does not say it.
     """
-    rest = iter(rows)
-    last: list[tuple[str, int]] = []
-    while excess > 0 and (batch := list(islice(rest, _BATCH))):
-        spared = kept([key for key, _ in batch])
-        for key, size in batch:
-            if key in spared:
-                last.append((key, size))
-            elif excess > 0:
-                excess -= size
-                yield key
-    for key, size in last:
+    last = []
+    for key, size in rows:
         if excess <= 0:
             return
-        excess -= size
-        yield key
+        if goes_last(key):
+            last.append((key, size))
+        else:
+            excess -= size
+            yield key
+    if last:
+        yield from victims(last, excess)
 
 
 class Cache:

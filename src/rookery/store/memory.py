@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rookery.store.evict import Cache, is_kept, victims
@@ -48,7 +47,7 @@ class Memory(Cache):
             kept = keep or key in self._keep
             self._drop(key)
             rows = ((other, len(payload)) for other, payload in self._payloads.items())
-            gone = list(victims(rows, self._total + len(data) - self.budget, self._spared))
+            gone = list(victims(rows, self._total + len(data) - self.budget, self._goes_last))
             for other in gone:
                 self._drop(other)
             self._payloads[key] = data
@@ -72,12 +71,12 @@ class Memory(Cache):
         with self._lock:
             return len(self._payloads), self._total
 
-    def _spared(self, keys: Sequence[str]) -> set[str]:
-        def goes_last(talk: str, turn: str) -> bool:
+    def _goes_last(self, key: str) -> bool:
+        def of(talk: str, turn: str) -> bool:
             kept = self._talks[talk]
             return is_kept(kept.children[turn], turn in kept.heads.values())
 
-        return {key for key in keys if key in self._keep or any(goes_last(*t) for t in self._turns.get(key, ()))}
+        return key in self._keep or any(of(*turn) for turn in self._turns.get(key, ()))
 
     # talks
 
