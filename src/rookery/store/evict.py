@@ -101,7 +101,7 @@ class Cache:
         self._counts["failed"] += 1
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{error}; states are not kept and will be computed again", stacklevel=4)
+            warnings.warn(f"{error}; states are not kept and will be computed again", stacklevel=3)
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
         """Keep the bytes and evict; how many snapshots went."""
