@@ -29,7 +29,7 @@ from rookery.errors import InputError, MissingExtra, TokenError
 from rookery.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
 
 Bools = npt.NDArray[np.bool_]
 
@@ -43,7 +43,7 @@ NAMES = {"schema": "JSON schema", "regex": "regular expression", "lark": "Lark g
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _ECHO = re.compile(r"\s*(?:\d+ \||<non-verbose/>)")  # lines of the grammar, as the library shows them
-_TOO_MUCH = re.compile(r"too many (?:expressions|items)|items; max is|too complex", re.IGNORECASE)
+_TOO_MUCH = re.compile(r"too many (?:expressions|items|states)|items; max is|too complex", re.IGNORECASE)
 
 
 class Grammar:
@@ -55,13 +55,14 @@ class Grammar:
     tokenizer whose text is not UTF-8; and MissingExtra.
     """
 
-    def __init__(self, what: str, matcher: LLMatcher, words: _Words, n_vocab: int) -> None:
-        self._what, self._start, self._words, self._n_vocab = what, matcher, words, n_vocab
+    def __init__(self, what: str, grammar: str, words: _Words, n_vocab: int) -> None:
+        from llguidance import LLMatcher, LLParserLimits
+
+        self._what, self._grammar, self._words, self._n_vocab = what, grammar, words, n_vocab
+        self._matcher = LLMatcher(words.library, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
         self._count = 0  # tokens taken
         self._mask: Bools | None = None  # of this step, when it is known
-        self._matcher = matcher
-        self.allowed()  # on the one that is copied, so that copies need not find out the same
-        self._matcher = matcher.deep_copy()
+        self.allowed()
 
     @classmethod
     def from_schema(cls, schema: str | Mapping[str, Any], tokenizer: Tokenizer, n_vocab: int) -> Grammar:
@@ -96,14 +97,7 @@ class Grammar:
             raise InputError(f"{what} has half a surrogate pair, which is no character") from None
         if size > MAX_TEXT:
             raise InputError(f"{what} has {size} bytes; at most {MAX_TEXT} are allowed")
-        grammar = _tried(kind, text)
-        words = _words(tokenizer)
-        from llguidance import LLMatcher, LLParserLimits
-
-        matcher = LLMatcher(words.library, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
-        if matcher.is_error():
-            raise _refusal(what, matcher.get_error())
-        return cls(what, matcher, words, n_vocab)
+        return cls(what, _tried(kind, text), _words(tokenizer), n_vocab)
 
     def allowed(self) -> Bools:
         """[V], not to be written to: the tokens that may come next. Raises InputError where a limit is reached."""
@@ -139,7 +133,8 @@ class Grammar:
         return self.finished and (self._matcher.is_stopped() or not self._goes_on())
 
     def copy(self) -> Grammar:
-        return Grammar(self._what, self._start, self._words, self._n_vocab)
+        """Compiled anew: the library's own copies share what a limit counts, and would use it up together."""
+        return Grammar(self._what, self._grammar, self._words, self._n_vocab)
 
     def _goes_on(self) -> bool:
         mask, end = self.allowed(), self._words.end
@@ -246,6 +241,8 @@ def _refusal(what: str, said: str, count: int = 0) -> InputError:
         return InputError(f"{what} allows no text{where}: nothing can come next that leads to an end")
     if _TOO_MUCH.search(line):
         return InputError(f"{what} asks for too much work at one token{where} ({line}); make it simpler")
+    if line.startswith("panic"):
+        return InputError(f"{what} is more than llguidance can compile; make it simpler")
     if line.startswith("oneOf"):
         return InputError(f"{what}: the choices of a oneOf could be true of one value; say anyOf")
     return InputError(f"{what}{where}: {line}")
