@@ -260,7 +260,7 @@ def test_roots_differ_where_anything_does() -> None:
     assert len({Prefix.start(root).key for root in roots}) == 8
 
 
-@pytest.mark.parametrize("tokens", [[-1], [2**32], np.array([-5])])
+@pytest.mark.parametrize("tokens", [[-1], [2**32], [2**64], [1.5], ["a"], np.array([-5]), np.array([2.0])])
 def test_no_token_ids(tokens: Any) -> None:
     with pytest.raises(errors.TokenError):
         Prefix.start(ROOT).extend(tokens)

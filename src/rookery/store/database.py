@@ -80,12 +80,12 @@ class Database:
         """
         with self.reading(patient=durable) as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # a full disk has rolled it back already
+                with suppress(sqlite3.Error):  # it may not have begun, and a full disk has rolled it back
                     connection.execute("ROLLBACK")
                 raise
 

@@ -134,9 +134,9 @@ class Prefix:
 
     def extend(self, tokens: Sequence[int] | Array) -> Prefix:
         """The prefix with these token ids behind it. Raises TokenError for one outside 0 .. 2^32 - 1."""
-        ids = np.asarray(tokens, np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < 2**32:
-            raise errors.TokenError(f"{ids.min()} to {ids.max()} are no token ids")
+        ids = np.asarray(tokens)
+        if ids.size and not (ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < 2**32):
+            raise errors.TokenError("token ids are whole numbers from 0 to 2^32 - 1")
         data, link, size = self._rest + ids.astype("<u4").tobytes(), self._link, 4 * BLOCK
         whole = len(data) - len(data) % size
         for at in range(0, whole, size):
