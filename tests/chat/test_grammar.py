@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import importlib.util
 import json
 import subprocess
@@ -181,6 +182,19 @@ def test_only_tokens_with_bytes_are_allowed(world: Any) -> None:
     assert Grammar.from_regex("a", BYTES, 300).allowed().nonzero()[0].tolist() == [ord("a")]
     with pytest.raises(InputError, match="allows no text"):
         Grammar.from_lark("start: <[7]>", Gapped(), 256)
+
+
+def test_a_hugging_face_vocabulary(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    file = tmp_path / "20B_tokenizer.json"
+    file.write_bytes(gzip.decompress((shared / "fixtures/tokenizer/20B_tokenizer.json.gz").read_bytes()))
+    tokenizer = tokenizers.load(file)
+    made = Grammar.from_schema(AB, tokenizer, 50_277)
+    text = '{"a": 12, "b": [345, -6]}'
+    for token in tokenizer.encode(text):
+        made.accept(token)
+    assert made.complete
+    assert made.allowed().nonzero()[0].tolist() == [tokenizer.end]
 
 
 def test_the_end_is_allowed_only_where_the_text_may_end(world: Any) -> None:
