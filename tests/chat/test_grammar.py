@@ -405,6 +405,15 @@ def test_another_encoding_is_refused() -> None:
         Grammar.from_regex("a", tokenizers.load("utf16le"), 256)
 
 
+def test_a_compiler_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho one >&2\necho no library >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(InputError, match="the process that compiles it failed: no library"):
+        Grammar.from_regex("never compiled before", BYTES, 256)
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtra, match=r"constrained output needs .*rookery\[chat\]"):

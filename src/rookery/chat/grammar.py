@@ -218,14 +218,17 @@ def _tried(kind: str, text: str) -> str:
     what = f"the {NAMES[kind]}"
     request = {"path": sys.path, "memory": MEMORY, "seconds": SECONDS, "kind": kind, "text": text, "limits": LIMITS}
     program = str(Path(__file__).with_name("trial.py"))
+    command = [sys.executable, "-I", program]  # -I: nothing of the environment or of this folder is imported
+    too_much = f"{what} takes more than {SECONDS:g} s or {MEMORY >> 20} MB to compile; make it smaller or simpler"
     try:
-        done = subprocess.run(  # -I: nothing of the environment or of this folder is imported
-            [sys.executable, "-I", program], input=json.dumps(request).encode(), capture_output=True, timeout=WAIT
-        )
-        answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        most = f"{SECONDS:g} s or {MEMORY >> 20} MB"
-        raise InputError(f"{what} takes more than {most} to compile; make it smaller or simpler") from None
+        done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, timeout=WAIT)
+    except subprocess.TimeoutExpired:
+        raise InputError(too_much) from None
+    if done.returncode:  # negative: ended by the system, at its limit
+        words = done.stderr.decode("utf-8", "replace").split("\n")[-2:][0][:200]
+        ended = done.returncode < 0 or "MemoryError" in words
+        raise InputError(too_much if ended else f"{what}: the process that compiles it failed: {words}")
+    answer = json.loads(done.stdout)
     if "error" in answer:
         raise _refusal(what, answer["error"])
     grammar: str = answer["grammar"]
