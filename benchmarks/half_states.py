@@ -1,6 +1,6 @@
 """What a store of float16 states costs: a long text read with its state kept, dropped and taken up again all the time.
 
-    python benchmarks/half_states.py BOOK [--model gosling ...] [--tokenizer NAME ...] [--turn 256] [--json]
+    python benchmarks/half_states.py BOOK [--model gosling ...] [--tokenizer NAME ...] [--dtype float32] [--turn 256]
 
 The text is read twice: as it is, and with the state going through the store's float16 form after every --turn tokens,
 as if a talk were stopped and resumed there. "kl" is the next token's distribution, exact against halved, in nats: its
@@ -33,8 +33,8 @@ def log_probabilities(logits: Any) -> Any:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def measure(path: str, tokenizer: str | None, book: bytes, turn: int, limit: int) -> dict[str, Any]:
-    model = rookery.load(path, tokenizer=tokenizer)
+def measure(path: str, tokenizer: str | None, dtype: str | None, book: bytes, turn: int, limit: int) -> dict[str, Any]:
+    model = rookery.load(path, tokenizer=tokenizer, dtype=dtype)
     ids = np.asarray(model.tokenizer.encode(book.decode())[: limit + 1])
     exact_state, half_state = model.state(), model.state()
     bits, halved_bits, kls, first, same = 0.0, 0.0, [], [], 0
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("book", type=Path)
     parser.add_argument("--model", nargs="+", default=["gosling"])
     parser.add_argument("--tokenizer", nargs="+", default=[None], help="of each model, `-` for its own")
+    parser.add_argument("--dtype", help="float32: nothing but the state is rounded (default: as the file is stored)")
     parser.add_argument("--turn", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--json", action="store_true")
@@ -81,7 +82,7 @@ def main() -> None:
         f"{'kl mean':>10}{'kl after':>10}{'kl max':>10}{'same':>10}"
     )
     for path, name in zip(o.model, names, strict=False):
-        row = measure(path, None if name == "-" else name, o.book.read_bytes(), o.turn, o.tokens)
+        row = measure(path, None if name == "-" else name, o.dtype, o.book.read_bytes(), o.turn, o.tokens)
         if o.json:
             print(json.dumps(row))
             continue
