@@ -1,0 +1,105 @@
+"""A state's pieces by name, as the lab reads and writes them: "layers.3.wkv", or a glob of such names.
+
+v4 keeps its memory as two sums and an exponent, which mean nothing one by one: the lab's view of its `wkv` is the
+value they stand for, numerator over denominator [C], 0 where nothing was read. Writing keeps the weight of the past
+(denominator and exponent) and sets what it says. All other pieces are seen as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rookery.errors import InputError, StateError
+from rookery.state import State, layers, shapes
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+
+def match(known: Iterable[str], patterns: str | Iterable[str]) -> list[str]:
+    """The names that fit any of the globs, in their own order. Raises InputError for a glob that fits none."""
+    known = list(known)
+    globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            near = get_close_matches(glob, known, 3, 0.0)
+            raise InputError(f"no piece is named {glob!r}; the nearest are {', '.join(near)}")
+    return [name for name in known if any(fnmatchcase(name, glob) for glob in globs)]
+
+
+def names(state: State, patterns: str | Iterable[str] = "*") -> list[str]:
+    """The pieces of `state` that fit, layer by layer."""
+    return match((name for name, _ in shapes(state.config)), patterns)
+
+
+def raw(state: State, name: str) -> Array:
+    """One piece as it is kept, a view that may be written to."""
+    _, layer, piece = names(state, name)[0].split(".")
+    return layers(state.config, state.flat)[int(layer)][piece]
+
+
+def read(state: State, name: str) -> Float64:
+    """One piece as the lab sees it, a copy in float64."""
+    values: Float64 = raw(state, name).astype(np.float64)
+    if not _is_sums(state, name):
+        return values
+    top, below, _ = values
+    mean: Float64 = np.divide(top, below, out=np.zeros_like(top), where=below != 0)
+    return mean
+
+
+def read_all(state: State, patterns: str | Iterable[str] = "*") -> dict[str, Float64]:
+    """The pieces that fit, by name."""
+    return {name: read(state, name) for name in names(state, patterns)}
+
+
+def write(state: State, values: Mapping[str, Array]) -> State:
+    """A new state in which these pieces have these values, rounded to the state's own type.
+
+    Raises InputError for an unknown name or another shape, StateError where v4 has read nothing: there is no weight
+    that a value could have.
+    """
+    out = state.copy()
+    for name, new in values.items():
+        target, new = raw(out, name), np.asarray(new)
+        wanted = target.shape[1:] if _is_sums(out, name) else target.shape
+        if new.shape != wanted:
+            raise InputError(f"{name} has shape {list(wanted)}, the values given have {list(new.shape)}")
+        if not _is_sums(out, name):
+            target[...] = new
+        elif np.any((target[1] == 0) & (new != 0)):
+            raise StateError(f"{name}: an RWKV-4 that has read nothing has nothing to weigh a value with; feed a token")
+        else:
+            target[0] = new * target[1]
+    return out
+
+
+def norm(values: Array) -> float:
+    """The L2 norm of all numbers."""
+    return float(np.linalg.norm(np.asarray(values, np.float64).reshape(-1)))
+
+
+def along(values: Array, direction: Array, size: float) -> Float64:
+    """What to add for a step of `size` (relative: times the norm of `values`) along `direction`.
+
+    Raises InputError for a direction of another shape or of no length, and where `values` are all zero.
+    """
+    direction = np.asarray(direction, np.float64)
+    if direction.shape != np.shape(values):
+        raise InputError(f"a direction of shape {list(direction.shape)} where the piece has {list(np.shape(values))}")
+    length = norm(direction)
+    if not np.isfinite(length) or length == 0:
+        raise InputError(f"a direction of length {length:g}: one of finite numbers that are not all zero is wanted")
+    if norm(values) == 0:
+        raise InputError("the piece is all zero, and a step is relative to its size: feed a token first")
+    return direction * (size * norm(values) / length)
+
+
+def _is_sums(state: State, name: str) -> bool:
+    return state.config.version == "4" and name.endswith(".wkv")
