@@ -105,10 +105,14 @@ class Stream:
         return len(self.tokens)
 
     @property
+    def data(self) -> bytes:
+        """The bytes of `tokens` before the stop text."""
+        return self._model.tokenizer.decode_bytes(self.tokens)[: self._cut]
+
+    @property
     def tail(self) -> bytes:
         """The bytes between the kept tokens and the stop text."""
-        data = self._model.tokenizer.decode_bytes(self.tokens)
-        return data[len(self._model.tokenizer.decode_bytes(self.tokens[: self.kept])) : self._cut]
+        return self.data[len(self._model.tokenizer.decode_bytes(self.tokens[: self.kept])) :]
 
     def at_kept(self) -> tuple[Array, State] | None:
         """Logits and state after the kept tokens, None where that was passed and must be read anew."""

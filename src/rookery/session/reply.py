@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rookery.chat import Template
+from rookery.errors import InputError
 from rookery.sampling import Sampler, Sampling
 from rookery.session.tree import Place, Point
 from rookery.store import Node, Span
@@ -36,6 +39,7 @@ class Request:
     parent: str | None
     message: tuple[str, str]  # role and content
     asked: Callable[[], Asked]
+    template: Template
     max_tokens: int
     sampling: Sampling
     sampler: Mapping[str, Any]  # its state before
@@ -48,6 +52,7 @@ class Reply:
     """Iterate it for its pieces as they come, or take `text`, which finishes it.
 
     The next call on its talk finishes a reply that nobody has begun to read, and cancels one that was left half read.
+    An error in the middle cancels it too: what was written stays. One thread at a time: InputError for a second.
     """
 
     def __init__(self, session: Session, request: Request, progress: Progress | None) -> None:
@@ -58,6 +63,7 @@ class Reply:
         self._session, self._request, self._progress = session, request, progress
         self._stream: Stream | None = None
         self._asked: Asked | None = None
+        self._drawn: list[int] = []  # when finished
         self._raw = request.begun  # the reply as it stands in the talk
         self._begun = self._closed = False
         self._pieces = self._run()
@@ -66,10 +72,13 @@ class Reply:
         return self
 
     def __next__(self) -> str:
+        self._alone()
         self._begun = True
         try:
             return next(self._pieces)
-        except KeyboardInterrupt:
+        except StopIteration:
+            raise
+        except BaseException:
             self.cancel()
             raise
 
@@ -78,20 +87,19 @@ class Reply:
         """The whole reply; where it went on with one that was cut, that one's words included."""
         for _ in self:
             pass
-        return self._session.template.shown(self._raw)
+        return self._request.template.shown(self._raw)
 
     @property
     def tokens(self) -> list[int]:
         """Those drawn so far."""
-        return self._stream.tokens[len(self._request.before) :] if self._stream else []
+        return self._stream.tokens[len(self._request.before) :] if self._stream else self._drawn
 
     def cancel(self) -> None:
         """End it here: what was written stays, as a turn of the talk. A reply without a word leaves no turn."""
+        self._alone()
         if self._closed:
             return
         self._pieces.close()
-        if self._stream is not None:
-            self._raw += self._stream.cancel()
         self._close("cancelled")
 
     def settle(self) -> None:
@@ -100,6 +108,10 @@ class Reply:
             self.cancel()
         else:
             _ = self.text
+
+    def _alone(self) -> None:
+        if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
+            raise InputError("this reply is being written at this moment; wait for its piece, one thread at a time")
 
     def _run(self) -> Generator[str, None, None]:
         tree, request = self._session.tree_, self._request
@@ -118,7 +130,7 @@ class Reply:
         started = bool(request.before)
         for piece in stream:
             self._raw += piece
-            new = piece if started else self._session.template.shown(self._raw)  # which drops the blank before it
+            new = piece if started else request.template.shown(self._raw)  # which drops the blank before it
             if started and len(self._raw) - len(piece) < seen:
                 new = self._raw[seen:]
             if new:
@@ -137,43 +149,40 @@ class Reply:
             sampler,
             point.state,
             logits=point.logits,
-            stop=session.template.stops,
+            stop=request.template.stops,
             constraint=session.constraint(request.limits),
         )
         self._raw += stream.resume(request.before)
         return stream
 
     def _close(self, stop: str) -> None:
-        """Become a turn, unless nothing was written."""
+        """Become a turn, unless nothing was written. The tokens say what was: a piece may have been lost on its way."""
         self._closed, self.stop_reason = True, stop
-        stream, asked = self._stream, self._asked
-        if stream is None or asked is None:
+        stream, asked, request = self._stream, self._asked, self._request
+        self._drawn, self._stream = self.tokens, None  # and its states, which may be large
+        if stream is None or asked is None or (stop == "cancelled" and not self._drawn):
             self._session.release(self)
             return
         self.decode_seconds = stream.decode_seconds
-        if stop == "cancelled" and not self.tokens:
-            self._session.release(self)
-            return
-        written = stream.tokens[: stream.kept]
-        tokens = (*asked.tokens, *written)
-        after = stream.at_kept()
-        role, content = self._request.message
         tree = self._session.tree_
+        encoding = getattr(tree.model.tokenizer, "encoding", "utf-8")
+        self._raw = request.begun + stream.data.decode(encoding, "replace")
+        tokens = (*asked.tokens, *stream.tokens[: stream.kept])
         node = Node(
-            parent=self._request.parent,
+            parent=request.parent,
             base=asked.base.id,
             kept=asked.base.kept,
             tokens=tokens,
             spans=_with_reply(asked.spans, len(asked.tokens), len(tokens)),
             tail=stream.tail,
-            messages=((role, content), ("assistant", self._raw)),
+            messages=(request.message, ("assistant", self._raw)),
             stop=stop,
-            sampling=_record(self._request, stream.sampler),
+            sampling=_record(request, len(asked.tokens), stream.sampler),
             key=tree.key(asked.base, tokens),
             created=time.time(),
         )
         self.id = node.id
-        self._session.take(self, node, after)
+        self._session.take(self, node, stream.at_kept)
 
 
 def _with_reply(spans: tuple[Span, ...], begin: int, end: int) -> tuple[Span, ...]:
@@ -184,12 +193,14 @@ def _with_reply(spans: tuple[Span, ...], begin: int, end: int) -> tuple[Span, ..
     return (*spans, Span("assistant", begin, end))
 
 
-def _record(request: Request, sampler: Sampler) -> str:
+def _record(request: Request, asked: int, sampler: Sampler) -> str:
+    """`asked`: how many of the turn's tokens the model did not draw."""
     settings = {name: value for name, value in asdict(request.sampling).items() if name != "logit_bias"}
     bias = {str(token): repr(value) for token, value in request.sampling.logit_bias.items()}
     return json.dumps(
         {
             "settings": settings | {"logit_bias": bias},
+            "asked": asked,
             "before": dict(request.sampler),
             "after": sampler.state(),
             "limits": dict(request.limits),

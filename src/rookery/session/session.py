@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -22,7 +22,7 @@ from rookery.session.ask import Writer
 from rookery.session.reply import Asked, Reply, Request
 from rookery.session.tree import Place, Point, Tree, header
 from rookery.state import State
-from rookery.store import Node, Store
+from rookery.store import Node, Span, Store
 from rookery.store.node import check_name
 from rookery.stream import Constraint, Progress
 
@@ -124,18 +124,21 @@ class Session:
         self.constraint(limits)  # a mistake shows at once
         if not isinstance(text, str):
             raise InputError(f"say() takes a text, not {type(text).__name__}")
+        options = {"think": self.think, "tools": self.settings["tools"]}
+        writer = Writer(self.tree_, self.template, options)
         before = self._sampler_state(at) | {"penalties": []}
         if seed is not None:
             before = self.model.sampler(self.sampling, seed).state()
         request = Request(
             parent=at,
             message=(role, text),
-            asked=lambda: self._ask(at, role, text),
+            asked=lambda: self._ask(writer, at, role, text),
+            template=self.template,
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=before,
             limits=limits,
-            begun=self.template.begun(think=self.think, tools=self.settings["tools"]),
+            begun=self.template.begun(**options),
         )
         return self._begin(request, progress)
 
@@ -147,12 +150,15 @@ class Session:
         at = self.at
         if at is None or (node := self.tree_.nodes[at]).stop not in CUT:
             raise InputError("the last reply came to its end; there is nothing to go on with: say something")
-        cut = next(s.begin for s in reversed(node.spans) if s.role == "assistant")
-        record, written = json.loads(node.sampling), self.model.tokenizer.decode(node.tokens[cut:])
+        record = json.loads(node.sampling)
+        cut = record["asked"]
+        spans = tuple(Span(s.role, s.begin, min(s.end, cut)) for s in node.spans if s.begin < cut)
+        written = self.model.tokenizer.decode(node.tokens[cut:])
         request = Request(
             parent=node.parent,
             message=node.messages[0],
-            asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], node.spans[:-1]),
+            asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], spans),
+            template=self.template,
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=record["after"],
@@ -166,9 +172,8 @@ class Session:
         self._reply = Reply(self, request, progress)
         return self._reply
 
-    def _ask(self, at: str | None, role: str, text: str) -> Asked:
+    def _ask(self, writer: Writer, at: str | None, role: str, text: str) -> Asked:
         """The tokens that say `text` after turn `at`."""
-        writer = Writer(self.tree_, self.template, {"think": self.think, "tools": self.settings["tools"]})
         asked, said = writer.ask(at, [*self._messages(at), _message(role, text)])
         if chat.trailing_space(said):
             warnings.warn(
@@ -188,17 +193,19 @@ class Session:
         made = constraint(self.model.tokenizer, self.model.config.n_vocab, **limits)
         return AfterBlank(made, self.model.tokenizer) if self.template.shown(" x") == "x" else made
 
-    def take(self, reply: Reply, node: Node, after: tuple[Any, State] | None) -> None:
-        """A reply has become a turn: note it, stand on it, and keep it."""
+    def take(self, reply: Reply, node: Node, after: Callable[[], tuple[Any, State] | None]) -> None:
+        """A reply has become a turn: note it, stand on it, and keep it, whatever becomes of the state `after` it."""
         self.release(reply)
         tree, before = self.tree_, self._at
         tree.nodes[node.id] = node
-        if after is not None:
-            tree.hold(Place(node.id), Point(*after))
-            tree.put(tree.prefix(Place(node.id)), Point(*after))
         self._at = node.id
         self._unsaved.append((node, before))
-        self._keep()
+        try:
+            if (found := after()) is not None:
+                tree.hold(Place(node.id), Point(*found))
+                tree.put(tree.prefix(Place(node.id)), Point(*found))
+        finally:
+            self._keep()
 
     def release(self, reply: Reply) -> None:
         """A reply has ended."""
