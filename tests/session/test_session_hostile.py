@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from talks import SAMPLINGS, tiny
+from talks import BACKENDS, SAMPLINGS, gosling, tiny
 
 from rookery import Session, errors
 from rookery.store.memory import Memory
+
+CLOSED = {"additionalProperties": False}
 
 
 class Trap:
@@ -18,7 +21,7 @@ class Trap:
     def __init__(self) -> None:
         self.set(0, times=0)
 
-    def set(self, n: int, error: type[BaseException] = KeyboardInterrupt, times: int = 1) -> None:
+    def set(self, n: int, error: type[BaseException] | BaseException = KeyboardInterrupt, times: int = 1) -> None:
         self.n, self.times, self.error = n, times, error
 
     def step(self) -> None:
@@ -144,3 +147,133 @@ def test_interrupted_while_a_turn_is_kept(after: bool) -> None:
     _ = talk.say("c", max_tokens=3).text
     assert talk.head == "main"
     assert [turn.user for turn in Session.resume(store, "t", tiny()).turns] == ["a", "b", "c"]
+
+
+def test_a_full_disk_and_then_back_and_aside() -> None:
+    trap = Trap()
+    store = Interrupted(trap, after=False)
+    talk = Session(tiny(), "world", store=store, name="t")
+    first = talk.say("a", max_tokens=3)
+    _ = first.text
+    trap.set(1, errors.CannotWrite("x", "is full"), times=2)
+    with pytest.raises(errors.CannotWrite):
+        _ = talk.say("b", max_tokens=3).text
+    with pytest.raises(errors.CannotWrite):
+        talk.rewind()
+    assert len(talk.turns) == 2  # still where it was
+    talk.rewind()
+    _ = talk.say("c", max_tokens=3).text
+    assert store.heads("t") == {"main": talk.at}
+    assert sorted(node.messages[0][1] for node in store.nodes("t").values()) == ["a", "b", "c"]
+
+
+def test_a_branch_brings_along_what_is_not_kept_yet() -> None:
+    trap = Trap()
+    store = Interrupted(trap, after=False)
+    talk = Session(tiny(), "world", store=store, name="t")
+    trap.set(1, errors.CannotWrite("x", "is full"))
+    with pytest.raises(errors.CannotWrite):
+        _ = talk.say("a", max_tokens=3).text
+    talk.think = "x"
+    other = talk.branch()
+    assert other.think == "x"
+    assert [turn.user for turn in Session.resume(store, "t", tiny(), head=other.head).turns] == ["a"]
+
+
+def test_the_longest_name_of_a_branch_can_be_taken_twice() -> None:
+    store, head = Memory(), "h" * 100
+    first = Session(tiny(), "world", store=store, name="t", head=head)
+    _ = first.say("a", max_tokens=2).text
+    second = Session.resume(store, "t", tiny(), head=head)
+    _ = first.say("b", max_tokens=2).text
+    _ = second.say("c", max_tokens=2).text
+    assert [turn.user for turn in Session.resume(store, "t", tiny(), head=second.head).turns] == ["a", "c"]
+
+
+def test_looking_at_a_session_changes_nothing() -> None:
+    talk = Session(gosling())
+    reply = talk.say("Tell me a story.", max_tokens=20)
+    first = next(reply)
+    assert "0 turns" in repr(talk)
+    assert reply.stop_reason is None
+    assert first + "".join(reply) == Session(gosling()).say("Tell me a story.", max_tokens=20).text
+
+
+def test_a_reply_is_asked_as_it_was_when_it_was_said() -> None:
+    talk, plain = Session(gosling(), "g1"), Session(gosling(), "g1")
+    reply = talk.say("Hello", max_tokens=5)
+    talk.think = "on"
+    assert reply.text == plain.say("Hello", max_tokens=5).text
+    assert talk.tokens == plain.tokens
+
+
+def test_a_reply_takes_one_reader_at_a_time() -> None:
+    talk = Session(tiny(), "world")
+    reply = talk.say("x" * 600, max_tokens=3, progress=lambda *_: talk.at and None)
+    with pytest.raises(errors.InputError, match="one thread at a time"):
+        _ = reply.text
+
+
+def test_the_state_that_a_talk_begins_with_is_its_own() -> None:
+    given = tiny().forward([1, 2])[1]
+    talk, same_ = Session(tiny(), "world", state=given), Session(tiny(), "world", state=given.copy())
+    given.flat[:] = 7
+    assert talk.say("x", max_tokens=8).text == same_.say("x", max_tokens=8).text
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: Session(tiny(), "world").say("a\ud800").text, "half a surrogate pair"),
+        (lambda: Session(tiny(), "world", system="\udfff").say("a").text, "half a surrogate pair"),
+        (lambda: Session(tiny(), "world", system=7), "system=7: wanted a text"),  # type: ignore[arg-type]
+        (lambda: Session(tiny(), "world", name=7), "7 cannot name a talk"),  # type: ignore[arg-type]
+        (lambda: Session(tiny(), "world", name=""), "'' cannot name a talk"),
+        (lambda: Session(tiny(), "world", head="../x"), "cannot name a branch"),
+        (lambda: Session(gosling(), "g1", tools=[print]), "tools: wanted a list of signatures"),
+        (lambda: Session(gosling(), "g1", tools="f(x)"), "tools: wanted a list of signatures"),
+        (lambda: Session(tiny(), "world").state_at("zz"), "no turn of this talk begins with 'zz'"),
+        (lambda: Session(tiny(), "world").say("x", role="assistant"), "a reply is the model's own"),
+        (lambda: Session(tiny(), "world").proceed(), "nothing to go on with: say something"),
+    ],
+)
+def test_a_mistake_is_one_line(mistake: Callable[[], Any], message: str) -> None:
+    with pytest.raises(errors.InputError, match=message) as found:
+        mistake()
+    assert "\n" not in str(found.value)
+
+
+def test_tools_in_a_schema_that_was_cut_go_on() -> None:
+    """Of the reply, the template has begun " ```json": the grammar never sees that."""
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 22]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+
+    def talk() -> Session:
+        return Session(gosling(), "g1", SAMPLINGS["seeded"], tools=["f(a)"], seed=3)
+
+    whole_, cut = talk(), talk()
+    once = whole_.say("hi", schema=schema, max_tokens=30)
+    _ = cut.say("hi", schema=schema, max_tokens=2).text
+    assert cut.turns[-1].stop_reason == "length"
+    rest = cut.proceed(28)
+    assert rest.text == once.text
+    assert rest.stop_reason == once.stop_reason == "end"
+    assert (cut.tokens, cut._sampler_state(cut.at)) == (whole_.tokens, whole_._sampler_state(whole_.at))
+
+
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="one back end alone")
+def test_a_state_of_another_arithmetic_does_not_come_back_as_ones_own(tmp_path: Path) -> None:
+    native, reference = (tiny("v7", backend) for backend in BACKENDS)
+    talk = Session(native, "world")
+    _ = talk.say("x" * 50, max_tokens=20).text
+    talk.save(tmp_path / "a.talk")
+    Session.load(tmp_path / "a.talk", reference).save(tmp_path / "b.talk")
+    for model in (native, reference):
+        loaded = Session.load(tmp_path / "b.talk", model)
+        assert loaded.state.vector().tobytes() == model.forward(talk.tokens)[1].vector().tobytes()
+    assert loaded.tree_.read_tokens == 0  # and as one's own where it is

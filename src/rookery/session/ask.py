@@ -16,6 +16,7 @@ from rookery.errors import InputError
 from rookery.session.reply import Asked
 from rookery.session.tree import Place, Tree
 from rookery.store import Node, Span
+from rookery.tokenizer.simple import encode_text
 
 LOOKBACK = 8  # tokens at the end of a reply that a token across the joint may reach into
 
@@ -103,7 +104,7 @@ class Writer:
 
     def _bytes(self, text: str) -> bytes:
         """The text as the tokenizer's bytes."""
-        return text.encode(getattr(self._tokenizer, "encoding", "utf-8"))
+        return encode_text(text, getattr(self._tokenizer, "encoding", "utf-8"))
 
     def _ends(self, tokens: Sequence[int]) -> list[int]:
         """Bytes before each token, and after the last."""

@@ -27,17 +27,20 @@ KIND = "talk"
 
 def write(path: str | os.PathLike[str], tree: Tree, heads: dict[str, str | None], head: str, point: Point) -> None:
     """Write the talk, whole or not at all. Raises CannotWrite."""
-    text = {
+    text: dict[str, Any] = {
         "talk": tree.talk.to_json(),
         "nodes": [[node.id, node.to_json()] for node in _parents_first(tree.nodes)],
         "heads": heads,
         "head": head,
     }
-    parts = {"talk": json.dumps(text).encode()}
+    parts: dict[str, bytes] = {}
     if point.logits is not None:
-        parts["snapshot"] = tree.snapshot(point, len(tree.tokens(Place(heads[head])))).encode()
+        prefix = tree.prefix(Place(heads[head]))
+        text["key"] = prefix.key
+        parts["snapshot"] = tree.snapshot(point, prefix.count).encode()
     if "initial" in json.loads(tree.talk.settings):
         parts["initial"] = tree.snapshot(Point(None, tree.initial), 0).encode()
+    parts["talk"] = json.dumps(text).encode()
     tensors = {name: Tensor.of(np.frombuffer(data, np.uint8)) for name, data in parts.items()}
     metadata = {"rookery.kind": KIND, "rookery.schema": str(stores.SCHEMA)}
     formats.write(path, tensors, metadata, format="safetensors")
@@ -57,7 +60,7 @@ def read(
     schema = meta.get("rookery.schema", "")
     if schema.isdecimal() and int(schema) > stores.SCHEMA:
         raise errors.NewerFile(path, f"was written by a later Rookery (talks of schema {schema}); update this one")
-    talk, nodes, heads, head = _checked(path, opened)
+    talk, nodes, heads, head, key = _checked(path, opened)
     check(talk, model, os.fspath(path), allow_lineage)
     tree = Tree(model, store, _renamed(talk, store), _initial(path, opened, talk, model))
     store.create(tree.talk)
@@ -67,7 +70,7 @@ def read(
     at_main = store.heads(tree.talk.name)[stores.MAIN]
     for name, at in heads.items():
         store.move(tree.talk.name, name, at_main if name == stores.MAIN else None, at)
-    _remember(opened, tree, heads[head])
+    _remember(opened, tree, heads[head], key)
     return tree, heads, head
 
 
@@ -84,7 +87,7 @@ def check(talk: Talk, model: Model, where: str, allow_lineage: bool) -> None:
         )
 
 
-def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[str, str | None], str]:
+def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[str, str | None], str, str | None]:
     """What the JSON says, if all of it holds together."""
     try:
         text = json.loads(opened.tensors["talk"].data.tobytes())
@@ -101,7 +104,7 @@ def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[st
             raise ValueError("a branch stands on a turn that is not there")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, errors.InputError) as error:
         raise errors.DamagedFile(path, f"is a damaged talk ({error}); take an older copy") from None
-    return talk, nodes, heads, head
+    return talk, nodes, heads, head, text.get("key")
 
 
 def _initial(path: Any, opened: formats.File, talk: Talk, model: Model) -> State:
@@ -114,13 +117,13 @@ def _initial(path: Any, opened: formats.File, talk: Talk, model: Model) -> State
     return State(model.config, found.flat.astype(start.flat.dtype), model.weights)
 
 
-def _remember(opened: formats.File, tree: Tree, at: str | None) -> None:
+def _remember(opened: formats.File, tree: Tree, at: str | None, key: str | None) -> None:
     """Take over the saved state, if it is whole and the one that this model would come to; else it is read anew."""
     found = _snapshot(opened, "snapshot")
     if at is None or found is None:
         return
     place, point = Place(at), tree.accept(found)
-    if point is not None and tree.nodes[at].key == tree.prefix(place).key:
+    if point is not None and key == tree.prefix(place).key:
         tree.hold(place, point)
         tree.put(tree.prefix(place), point)
 

@@ -35,7 +35,7 @@ class Turn:
     """What was said and answered."""
 
     id: str
-    role: str  # "user" or "tool"
+    role: str  # "user", "tool" or "system"
     user: str
     reply: str
     stop_reason: str
@@ -72,18 +72,20 @@ class Session:
         head: str = stores.MAIN,
         state: State | None = None,
     ) -> None:
-        kept = stores.open(store)
-        if name is not None and any(talk.name == name for talk, _ in kept.talks()):
-            raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
-        settings: dict[str, Any] = {"template": _source(template), "system": system, "think": think, "tools": [*tools]}
-        settings["seed"] = model.sampler(sampling, seed).seed
+        check_name(head, "branch")
+        if not isinstance(system, str | None):
+            raise InputError(f"system={system!r}: wanted a text")
+        settings: dict[str, Any] = {"template": _source(template), "system": system, "think": think}
+        settings |= {"tools": _listed(tools), "seed": model.sampler(sampling, seed).seed}
         if state is not None:
             model.check(state)
             settings["initial"] = sha256(state.flat.tobytes()).hexdigest()
-        talk = header(model, name or _fresh_name(), json.dumps(settings), time.time(), stores.SCHEMA)
-        made = Tree(model, kept, talk, state or model.state())
-        check_name(talk.name)
-        self._set(made, template, sampling, head, None)
+        kept = stores.open(store)
+        if name is not None and any(talk.name == name for talk, _ in kept.talks()):
+            raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
+        name = _fresh_name() if name is None else check_name(name)
+        talk = header(model, name, json.dumps(settings), time.time(), stores.SCHEMA)
+        self._set(Tree(model, kept, talk, _start(model, state)), template, sampling, head, None)
         self._created = False
 
     def _set(
@@ -124,6 +126,8 @@ class Session:
         self.constraint(limits)  # a mistake shows at once
         if not isinstance(text, str):
             raise InputError(f"say() takes a text, not {type(text).__name__}")
+        if role == "assistant":
+            raise InputError("role='assistant': a reply is the model's own; say as user, tool or system")
         options = {"think": self.think, "tools": self.settings["tools"]}
         writer = Writer(self.tree_, self.template, options)
         before = self._sampler_state(at) | {"penalties": []}
@@ -149,7 +153,7 @@ class Session:
         """
         at = self.at
         if at is None or (node := self.tree_.nodes[at]).stop not in CUT:
-            raise InputError("the last reply came to its end; there is nothing to go on with: say something")
+            raise InputError("there is no reply that was cut, so nothing to go on with: say something")
         record = json.loads(node.sampling)
         cut = record["asked"]
         spans = tuple(Span(s.role, s.begin, min(s.end, cut)) for s in node.spans if s.begin < cut)
@@ -232,7 +236,7 @@ class Session:
     def _fork_head(self, at: str | None) -> None:
         """Stand at `at` under a head of our own."""
         store, name = self.tree_.store, self.tree_.talk.name
-        taken, stem = store.heads(name), self.head.rsplit("~", 1)[0]
+        taken, stem = store.heads(name), self.head.rsplit("~", 1)[0][:90]
         self.head = next(new for n in range(2, 2**31) if (new := f"{stem}~{n}") not in taken)
         if not store.move(name, self.head, None, at):
             self._fork_head(at)
@@ -277,7 +281,7 @@ class Session:
 
     def state_at(self, id: str | None) -> State:
         """What the model knew at the end of a turn (None: before the first): a copy."""
-        return self.tree_.point(Place(id)).state.copy()
+        return self.tree_.point(Place(self._find(id))).state.copy()
 
     def tree(self) -> list[tuple[int, Turn, list[str], bool]]:
         """Every turn of the talk in drawing order: its depth, itself, the heads that stand on it, whether we do.
@@ -314,26 +318,37 @@ class Session:
     def goto(self, id: str | None) -> Session:
         """Stand on any turn of the tree, named by its id or the beginning of it; None: before the first."""
         _ = self.at
-        if id is not None and id not in self.tree_.nodes and self._created:
+        return self._move(self._find(id))
+
+    def _find(self, id: str | None) -> str | None:
+        """The whole id of the turn whose id begins so."""
+        if id is None or id in self.tree_.nodes:
+            return id
+        if self._created:
             self.tree_.refresh()
-        found = [None] if id is None else [known for known in self.tree_.nodes if known.startswith(id)]
+        found = [known for known in self.tree_.nodes if known.startswith(id)]
         if len(found) != 1 or id == "":
             what = "no turn" if not found else f"{len(found)} turns"
             raise InputError(f"{what} of this talk begins with {id!r}; see the tree for their names")
-        return self._move(found[0])
+        return found[0]
 
     def _move(self, to: str | None) -> Session:
-        before, self._at = self.at, to
+        """Where the store cannot be written to, we stay where we were."""
+        before = self.at
+        if self._unsaved:
+            self._keep()
         if self._created and not self.tree_.store.move(self.name, self.head, before, to):
             self._fork_head(to)
+        self._at = to
         return self
 
     def branch(self, name: str | None = None) -> Session:
         """Another session that stands where this one does; both go on, each for itself."""
         at = self.at
-        self._create()
+        self._keep()
         new = object.__new__(Session)
         new._set(self.tree_, self.template, self.sampling, self.head, at)
+        new.think = self.think
         if name is None:
             new._fork_head(at)
         elif name in self.tree_.store.heads(self.name):
@@ -372,7 +387,7 @@ class Session:
         digest = json.loads(talk.settings).get("initial")
         if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
             raise StateError(f"the talk {name!r} began with another state; give that one: state=")
-        tree = Tree(model, kept, talk, state or model.state())
+        tree = Tree(model, kept, talk, _start(model, state))
         tree.refresh()
         session = object.__new__(cls)
         session._set(tree, template, sampling, head, heads[head])
@@ -423,7 +438,7 @@ class Session:
         return Turn(node.id, role, said, shown, node.stop, len(node.tokens), node.created)
 
     def __repr__(self) -> str:
-        return f"Session({self.name!r}, {len(self.turns)} turns, {self.model!r})"
+        return f"Session({self.name!r}, {len(self.tree_.path(self._at))} turns, {self.model!r})"
 
 
 def _source(template: str | chat.Template | None) -> str | None:
@@ -432,6 +447,21 @@ def _source(template: str | chat.Template | None) -> str | None:
         return None
     made = chat.load(template)
     return getattr(made, "source", made.name)
+
+
+def _start(model: Model, state: State | None) -> State:
+    """A state before the first token that nobody else changes."""
+    return model.state() if state is None else state.copy()
+
+
+def _listed(tools: Sequence[Any]) -> list[Any]:
+    """The tools, if they can be noted as JSON."""
+    try:
+        if isinstance(tools, str):
+            raise TypeError("one text, not a list of them")
+        return list(json.loads(json.dumps([*tools])))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tools: wanted a list of signatures as text, or of JSON objects ({error})") from None
 
 
 def _message(role: str, content: str) -> chat.Message:
