@@ -100,3 +100,13 @@ LOSS_BF16 = 0.05
 # The model after eight steps of two processes against one, relative L2 per tensor: AdamW divides by the size of the
 # gradient, which makes float32 noise of small gradients as large as a step.
 WEIGHTS_SPLIT = 1e-3
+
+# The lab's metrics against closed forms or loops over single numbers, float64, relative: sums in another order.
+METRIC = 1e-9
+
+# The variance of some hundred or thousand deltas of white noise against its expectation, relative: 300 of them, each
+# sharing a state with the next, scatter by 10 %; seeded.
+WHITE_NOISE = 0.2
+
+# The participation ratio of white noise against its expectation over T ticks and D numbers, relative: seeded.
+PARTICIPATION = 0.05

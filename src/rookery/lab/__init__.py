@@ -1,0 +1,35 @@
+"""The state lab: watch what a model's state is becoming, disturb it, and say how sure the numbers are.
+
+Its rooms: `metrics` (what is measured). Needs NumPy; plots need the extra `lab`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rookery.lab import metrics
+    from rookery.lab.metrics.change import coherence, coherence_cv, rel_delta, state_delta
+
+_HOME = {
+    "coherence": "metrics.change",
+    "coherence_cv": "metrics.change",
+    "rel_delta": "metrics.change",
+    "state_delta": "metrics.change",
+}
+_ROOMS = ("metrics",)
+
+__all__ = ["coherence", "coherence_cv", "metrics", "rel_delta", "state_delta"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
