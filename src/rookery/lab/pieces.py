@@ -80,26 +80,5 @@ def write(state: State, values: Mapping[str, Array]) -> State:
     return out
 
 
-def norm(values: Array) -> float:
-    """The L2 norm of all numbers."""
-    return float(np.linalg.norm(np.asarray(values, np.float64).reshape(-1)))
-
-
-def along(values: Array, direction: Array, size: float) -> Float64:
-    """What to add for a step of `size` (relative: times the norm of `values`) along `direction`.
-
-    Raises InputError for a direction of another shape or of no length, and where `values` are all zero.
-    """
-    direction = np.asarray(direction, np.float64)
-    if direction.shape != np.shape(values):
-        raise InputError(f"a direction of shape {list(direction.shape)} where the piece has {list(np.shape(values))}")
-    length = norm(direction)
-    if not np.isfinite(length) or length == 0:
-        raise InputError(f"a direction of length {length:g}: one of finite numbers that are not all zero is wanted")
-    if norm(values) == 0:
-        raise InputError("the piece is all zero, and a step is relative to its size: feed a token first")
-    return direction * (size * norm(values) / length)
-
-
 def _is_sums(state: State, name: str) -> bool:
     return state.config.version == "4" and name.endswith(".wkv")
