@@ -7,6 +7,7 @@ moved back so that the tokens are those of the whole text.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -30,11 +31,13 @@ class Writer:
 
     def ask(self, at: str | None, messages: Sequence[chat.Message]) -> tuple[Asked, str]:
         """`messages`: the talk up to turn `at`, and one more. The second result: the text that was written for it."""
-        if at is not None and (text := self._follow(messages)) is not None:
-            place, data = self._joined(self._tree.nodes[at], self._bytes(text))
+        if at is not None and (text := self._follow(at, messages)) is not None:
+            place, data = Place(at), self._tree.nodes[at].tail + self._bytes(text)
         else:
             text = self._template.render(messages, reply=True, **self._options)
             place, data = self._common(Place(at), self._bytes(text))
+        if place.id is not None and place.kept is None:
+            place, data = self._joined(self._tree.nodes[place.id], data)
         tokens = self._tokenizer.encode(data)
         if not tokens:
             raise InputError("nothing was said: give a text")
@@ -57,10 +60,12 @@ class Writer:
         )
         return tuple(span for span in found if span.begin < span.end)
 
-    def _follow(self, messages: Sequence[chat.Message]) -> str | None:
-        """What comes after the last reply. Blanks around that do not matter: the template would write it without, but
-        it is what the model wrote.
+    def _follow(self, at: str, messages: Sequence[chat.Message]) -> str | None:
+        """What comes after the last reply, unless that was asked for in another think mode. Blanks around it do not
+        matter: the template would write it without, but it is what the model wrote.
         """
+        if json.loads(self._tree.nodes[at].sampling)["think"] != self._options["think"]:
+            return None
         *before, reply, asked = messages
         written = reply["content"]
         for content in dict.fromkeys((written, f" {written.strip()}", written.strip())):
@@ -73,7 +78,6 @@ class Writer:
         """Where `data` behind the last reply is to be read, and with how much of that: a token that spans the joint is
         written as one, unless the reply is not written as the tokenizer would.
         """
-        data = node.tail + data
         own = next((span.begin for span in reversed(node.spans) if span.role == "assistant"), 0)
         last = node.tokens[max(own, len(node.tokens) - LOOKBACK) :]
         read = self._tokenizer.decode_bytes(last)

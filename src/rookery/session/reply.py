@@ -40,6 +40,7 @@ class Request:
     message: tuple[str, str]  # role and content
     asked: Callable[[], Asked]
     template: Template
+    think: str | None
     max_tokens: int
     sampling: Sampling
     sampler: Mapping[str, Any]  # its state before
@@ -201,6 +202,7 @@ def _record(request: Request, asked: int, sampler: Sampler) -> str:
         {
             "settings": settings | {"logit_bias": bias},
             "asked": asked,
+            "think": request.think,
             "before": dict(request.sampler),
             "after": sampler.state(),
             "limits": dict(request.limits),
