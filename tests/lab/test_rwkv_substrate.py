@@ -65,15 +65,17 @@ def test_a_teacher_forced_run_is_the_models_own(name: str) -> None:
         assert np.array_equal(rwkv.components()[f"layers.{i}.{part}"], getattr(state.layer(i), part))
 
 
-def test_a_free_run_is_what_the_model_would_write() -> None:
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), WILD], ids=["greedy", "drawn and penalised"])
+def test_a_free_run_is_what_the_model_would_write(sampling: Sampling) -> None:
     model = rookery.load("gosling")
     prompt = model.tokenizer.encode("Once upon a time")
-    rwkv = RWKV(model, prefix=prompt)
+    rwkv = RWKV(model, sampling, prompt)
+    rwkv.reset(3)
     written = []
-    for _ in range(12):
+    for _ in range(40):
         rwkv.step()
         written.append(rwkv.last)
-    stream = model.stream(prompt, 12, temperature=0)
+    stream = model.stream(prompt, 40, sampling, seed=3)
     assert "".join(stream)
     assert written == stream.tokens
 
@@ -142,6 +144,9 @@ def test_an_operated_state_can_be_put_in(quantised: rookery.Model) -> None:
     rwkv = RWKV(quantised)
     rwkv.step(5)
     kept = rwkv.state
+    rwkv.state.flat[:] = 0  # a copy was given
+    assert np.array_equal(rwkv.state.flat, kept.flat)
+    assert kept.flat.any()
     rwkv.state = quantised.state()
     assert not rwkv.state.flat.any()
     rwkv.state = kept
