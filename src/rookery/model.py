@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from rookery.state import State, layers, shapes, size
 from rookery.stream import Constraint, Progress, Stream
 from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
+
+if TYPE_CHECKING:
+    from rookery.lab.trace import Trace
 
 Array = npt.NDArray[Any]
 Tokens = int | Sequence[int] | Array
@@ -59,6 +62,7 @@ class Model:
 
     def __init__(self, weights: Weights, runner: Runner, tokenizer: Tokenizer | None = None) -> None:
         self.weights, self.runner, self._tokenizer = weights, runner, tokenizer
+        self.traces: tuple[Trace, ...] | None = None  # those that are open, as rookery.lab.trace keeps them
 
     @property
     def config(self) -> Config:
@@ -135,19 +139,29 @@ class Model:
         Both are of the back end's dtype, float32 unless asked otherwise. A passed state is never changed. Raises
         InputError for no tokens, TokenError for an id outside [0,V), StateError for another model's state.
         """
-        return self._forward([self._ids(tokens)], [self._own(state)], every, progress)[0]
+        return self._forward([self._ids(tokens)], [state], every, progress)[0]
 
     def forward_batch(
         self, tokens: Sequence[Tokens], states: Sequence[State | None] | None = None, every: bool = False
     ) -> list[tuple[Array, State]]:
         """`forward` for several sequences of any lengths, side by side."""
         ids = [self._ids(t) for t in tokens]
-        own = [self._own(s) for s in ([None] * len(ids) if states is None else states)]
-        if len(own) != len(ids):
-            raise InputError(f"{len(ids)} token lists but {len(own)} states")
-        return self._forward(ids, own, every)
+        given = [None] * len(ids) if states is None else states
+        if len(given) != len(ids):
+            raise InputError(f"{len(ids)} token lists but {len(given)} states")
+        return self._forward(ids, given, every)
 
     def _forward(
+        self, ids: Sequence[Array], given: Sequence[State | None], every: bool, progress: Progress | None = None
+    ) -> list[tuple[Array, State]]:
+        own, traces = [self._own(state) for state in given], self.traces
+        if traces is None:
+            return self._steps(ids, own, every, progress)
+        from rookery.lab import trace
+
+        return trace.forward(self._steps, traces, ids, given, own, every, progress)
+
+    def _steps(
         self, ids: Sequence[Array], states: Sequence[State], every: bool, progress: Progress | None = None
     ) -> list[tuple[Array, State]]:
         """Steps of at most CHUNK rows a sequence, over the sequences that have any left; `states` are changed."""
@@ -161,6 +175,25 @@ class Model:
             for b, logits in zip(active, self.runner.step(chunk, [states[b].flat for b in active], every), strict=True):
                 out[b] = [*out[b], logits] if every else [logits]
         return [(np.concatenate(rows) if every else rows[-1], s) for rows, s in zip(out, states, strict=True)]
+
+    def trace(
+        self,
+        *points: str,
+        every: int = 1,
+        last: int | None = None,
+        file: str | os.PathLike[str] | None = None,
+        dtype: str | None = None,
+    ) -> Trace:
+        """Watch what runs inside a `with` block: `with model.trace("state.layers.*.wkv", every=16) as t:`, then
+        `t["state.layers.0.wkv"]`, [captures, ...]; see rookery.lab.trace for the names and what else is there.
+
+        `points`: names, with * for any. `every`: capture after every so many tokens of a sequence. `last`: keep only
+        the last captures, so many. `file`: write them to this new file instead of keeping them; rookery.lab.trace.read
+        reads it. `dtype`: keep "float16", "float32" or "float64". Raises InputError, of a name too that no point has.
+        """
+        from rookery.lab.trace import Trace
+
+        return Trace(self, points, every, last, file, dtype)
 
     def stream(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +30,15 @@ class Runner(Protocol):
         """Feed sequence b the tokens rows[b] [T_b >= 1]; states[b] [n], flat and layer-major, is updated in place.
 
         Returns each sequence's logits: [V] after its last token, or [T_b,V] when `every`.
+        """
+        ...
+
+    def listen(self, listener: Callable[[str, npt.NDArray[Any]], object] | None, names: Iterable[str] = ()) -> None:
+        """From now on call `listener(name, rows)` after each step for each point named: "layers.3.att.k", or "att.k"
+        for every layer's; see `backends.reference.points`. None: call nobody.
+
+        `rows` are those of all sequences, packed [R, ...]; a point made of parameters alone has none and is given
+        whole. The listener hears and changes nothing. Raises InputError for a name that no point of this model has.
         """
         ...
 

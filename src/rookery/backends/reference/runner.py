@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rookery.architecture import forward, version
 from rookery.backends.layout import Layout
 from rookery.backends.reference.ops import Ops
+from rookery.backends.reference.points import Hearing, ear, hearing
 from rookery.errors import BackendError
 from rookery.state import gather, scatter
 from rookery.weights import Weights, tree
@@ -36,15 +37,24 @@ class Runner:
         self.config = weights.config
         with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
             self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
-        self.listener: Callable[[str, Array], Array] | None = None
+        self.listener: Callable[[str, Array], Array] | None = None  # what it returns takes the value's place
+        self._hearing: Hearing | None = None
+
+    def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
+        """See `backends.Runner`; it hears what `self.listener` has made of a value."""
+        self._hearing = hearing(self.config, listener, names)
 
     @np.errstate(all="ignore")  # infinities are part of the arithmetic; NaN shows in the logits
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         layout = Layout.of(rows)
-        o = Ops(layout, self.config.n_head, self.listener)
+        hearing, heard = self._hearing, dict[str, Array]()
+        o = Ops(layout, self.config.n_head, ear(self.listener, hearing, heard))
         layers = [SimpleNamespace(**pieces) for pieces in gather(self.config, states)]
         x = forward.embed(o, self.model, np.concatenate(rows))
         x = forward.blocks(o, version(self.config), self.model, x, layers)
         logits = forward.head(o, self.model, x if every else x[layout.ends])
         scatter(self.config, [vars(layer) for layer in layers], states)
+        if hearing:
+            for name, values in heard.items():
+                hearing.listener(name, values)
         return np.split(logits, layout.starts[1:]) if every else list(logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rookery.backends.layout import Layout
+from rookery.backends.reference.points import Hearing, ear, hearing
 from rookery.backends.torch.module import Network
 from rookery.errors import BackendError
 from rookery.state import gather, scatter
@@ -38,15 +39,25 @@ class Runner:
             self.network = Network.of(weights, getattr(torch, self.dtype.name)).to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise BackendError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-        self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+        self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None  # what it returns goes on
+        self._hearing: Hearing | None = None
+
+    def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
+        """See `backends.Runner`; it hears what `self.listener` has made of a value."""
+        self._hearing = hearing(self.config, listener, names)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         layout = Layout.of(rows)
         batches = [{name: self._tensor(x) for name, x in layer.items()} for layer in gather(self.config, states)]
         select = None if every else self._tensor(layout.ends)
-        logits, after = self.network.rows(layout, self._tensor(np.concatenate(rows)), batches, select, self.listener)
+        hearing, heard = self._hearing, dict[str, torch.Tensor]()
+        listener = ear(self.listener, hearing, heard)
+        logits, after = self.network.rows(layout, self._tensor(np.concatenate(rows)), batches, select, listener)
         scatter(self.config, [{name: x.cpu().numpy() for name, x in layer.items()} for layer in after], states)
+        if hearing:
+            for name, values in heard.items():
+                hearing.listener(name, values.cpu().numpy())
         out = logits.cpu().numpy()
         return np.split(out, layout.starts[1:]) if every else list(out)
 
