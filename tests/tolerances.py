@@ -110,3 +110,50 @@ WHITE_NOISE = 0.2
 
 # The participation ratio of white noise against its expectation over T ticks and D numbers, relative: seeded.
 PARTICIPATION = 0.05
+
+# The lab's statistical laws hold within so many standard errors, computed beside each: 4 leaves 6 in 100,000 to chance,
+# and the seeds are fixed.
+SIGMAS = 4.0
+
+# The lab's physics at T = 0 against closed forms, relative, after 10 units of time at dt = 0.01: BAOAB's error is
+# (omega dt)^2/24 of a radian per radian (measured 1e-5).
+PHYSICS_CLOSED = 5e-5
+
+# How far BAOAB's energy may rise in a tick at T = 0, and swing over 10 units of time without friction, relative to where
+# it began: it lies within (omega dt)^2/4 of one that never rises (measured no rise; a swing of 2.5e-5).
+PHYSICS_ENERGY = 5e-5
+
+# One tick of the lab's physics against a loop of plain numbers, and x on its sphere, v tangent to it, absolute: float64
+# sums in another order.
+PHYSICS_LOOP = 1e-12
+
+# Slope of log error over log step: a method of order p shows p, but for what the next order adds (measured 0.05).
+ORDER = 0.15
+
+# Largest Lyapunov exponents in the literature, per unit of time, are quoted to three digits.
+EXPONENT = 1e-3
+
+# Sum of the three exponents of a flow of constant divergence, per unit of time: Runge-Kutta's error (measured 6e-5).
+EXPONENT_SUM = 1e-3
+
+# A decay's logarithm, taken from the weights and from a float64 run: -exp in float64 twice, relative.
+LOG_DECAY = 1e-12
+
+# Lyapunov exponents over a finite product, absolute, per tick: the frame's first turns count 1/T of a few logarithms.
+EXPONENT = 5e-2
+
+# The autocorrelation time of 200,000 ticks of AR(1), relative: scatter of 2 % at phi = 0.9; seeded.
+TAU = 0.08
+
+# Fitted half-lives, amplitudes and floors of curves with 1 % noise, relative; seeded.
+FITTED = 0.03
+
+# Slopes from a sweep of steps with noise below and curvature above, relative: what the sweep itself allows.
+SLOPE = 0.06
+
+# Shares of 100 to 200 simulated intervals that cover the truth, absolute: 2 % of binomial scatter at 95 %, and a
+# percentile interval over 20 to 40 prompts covers 2 % too rarely; seeded.
+COVERAGE = 0.05
+
+# Standard errors by moving blocks against AR(1)'s, relative: blocks of 40 ticks cut 11 % off, 40 runs scatter by 3 %.
+STANDARD_ERROR = 0.2
