@@ -13,6 +13,7 @@ from talks import gosling
 
 import rookery
 from rookery import Session, tokenizer
+from rookery.chat.roles import THINK
 from rookery.stream import Stream
 
 GREEDY = rookery.Sampling(temperature=0)
@@ -127,21 +128,22 @@ def test_a_reply_that_no_tokenizer_would_write_stays_as_it_was_drawn() -> None:
     assert talk.tokens[begin : begin + len(drawn)] == drawn
 
 
-def test_old_thoughts_are_left_out_and_little_is_read_again() -> None:
+@pytest.mark.parametrize("think", ["on", "short", "long"])
+def test_old_thoughts_are_left_out_and_little_is_read_again(think: str) -> None:
     """The history is then another text than was read: only the last exchange is read anew, however long the talk."""
     world = vocabulary("world")
     thought = world.encode(" <think") + world.encode(">\nhm, hm</think>\nYes, number")
     model: Any = Scripted(world, [[*thought, *world.encode(f" {n}.")] for n in range(6)], world.encode("\n\nUser:"))
-    talk = Session(model, "g1", think="on")
+    talk = Session(model, "g1", think=think)
     for n in range(6):
         reply = talk.say(f"Question {n}, with some words in it?", max_tokens=50)
         assert reply.text == f"<think>\nhm, hm</think>\nYes, number {n}."
-        assert len(talk.tokens) > reply.read_tokens < 40
+        assert len(talk.tokens) > reply.read_tokens < 50
     text = world.decode(talk.tokens)
     assert text.count("hm, hm") == 1
     answers = [f"User: Question {n}, with some words in it?\n\nAssistant: Yes, number {n}.\n\n" for n in range(5)]
-    last = "User: Question 5, with some words in it?\n\nAssistant: <think>\nhm, hm</think>\nYes, number 5."
-    assert text == "".join(answers) + last
+    last = f"User: Question 5, with some words in it?{THINK[think][0]}\n\nAssistant: <think>\nhm, hm</think>\n"
+    assert text == "".join(answers) + last + "Yes, number 5."
     assert sum(len(node.tokens) for node in talk.tree_.nodes.values()) < 6 * 70
     resumed = talk.branch()
     resumed.tree_._live.clear()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
 from rookery import chat
-from rookery.errors import InputError
+from rookery.errors import InputError, TemplateError
 from rookery.session.reply import Asked
 from rookery.session.tree import Place, Tree
 from rookery.store import Node, Span
@@ -33,29 +34,43 @@ class Writer:
         """`messages`: the talk up to turn `at`, and one more. The second result: the text that was written for it."""
         if at is not None and (text := self._follow(at, messages)) is not None:
             place, data = Place(at), self._tree.nodes[at].tail + self._bytes(text)
+            new = len(data)
         else:
             text = self._template.render(messages, reply=True, **self._options)
             place, data = self._common(Place(at), self._bytes(text))
+            new = len(self._bytes(text[self._old(messages, text) :]))
         if place.id is not None and place.kept is None:
             place, data = self._joined(self._tree.nodes[place.id], data)
         tokens = self._tokenizer.encode(data)
         if not tokens:
             raise InputError("nothing was said: give a text")
-        return Asked(place, tokens, self._spans(place, tokens, data, messages)), text
+        return Asked(place, tokens, self._spans(place, tokens, data, new, messages)), text
+
+    def _old(self, messages: Sequence[chat.Message], text: str) -> int:
+        """How much of `text` the last message has no part in: that is how the talk will begin next time, too."""
+        with suppress(TemplateError):  # some insist on a last word of the user
+            if len(messages) > 1:
+                old = self._template.render(messages[:-1], reply=False, **self._options)
+                return len(old) if text.startswith(old) else 0
+        return 0
 
     def _spans(
-        self, place: Place, tokens: list[int], data: bytes, messages: Sequence[chat.Message]
+        self, place: Place, tokens: list[int], data: bytes, new: int, messages: Sequence[chat.Message]
     ) -> tuple[Span, ...]:
-        """Who said which of the tokens: the system text, and the reply that the template has begun, stand apart."""
+        """Who said which of the tokens: the system text, what is written again, the `new` bytes at the end of `data`,
+        and the reply that the template has begun, stand apart.
+        """
         begun = self._bytes(self._template.begun(**self._options))
         opening = b"" if place.id is not None else self._bytes(self._template.opening(messages, **self._options))
         first = self._whole(tokens, len(opening))
         last = max(first, self._whole(tokens, len(data) - len(begun)))
         if self._ends(tokens)[last] != len(data) - len(begun):  # a token spans it
             last = len(tokens)
+        again = min(max(first, self._whole(tokens, max(0, len(data) - new))), last)
         found = (
             Span("system", 0, first),
-            Span(messages[-1]["role"], first, last),
+            Span(messages[-1]["role"], first, again),
+            Span(messages[-1]["role"], again, last),
             Span("assistant", last, len(tokens)),
         )
         return tuple(span for span in found if span.begin < span.end)
