@@ -18,13 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rookery.errors import BadHeader, CannotWrite, EmptyFile, InputError, MissingFile, NewerFile, UnknownFormat
+from rookery.errors import BadHeader, CannotWrite, EmptyFile, InputError, NewerFile, UnknownFormat
+from rookery.formats.raw import map_file
 
 Array = npt.NDArray[Any]
 
 FORMAT, VERSION = "rookery.trace", 1
 ALIGNMENT = 64  # of the first record in a file
-MOST_HEADER = 1 << 28  # bytes
+MOST_HEADER = 1 << 14, 1 << 26  # bytes, of most and of all
 
 
 class Columns:
@@ -189,7 +190,7 @@ class Recorded:
         return len(self._rows)
 
     def __getitem__(self, name: str) -> Array:
-        """[captures, ...], a copy."""
+        """[captures, ...], a view of the file."""
         if name in self.constants:
             return self.constants[name][None]
         if name not in self._columns.shapes:
@@ -201,22 +202,15 @@ def read(path: str | os.PathLike[str], last: int | None = None) -> Recorded:
     """Open a trace's file, which may still be growing: its captures until now, or the last `last`. A record that was
     not written to its end is left out. Raises FileError subclasses."""
     try:
-        with open(path, "rb") as file:
-            line, end = file.readline(MOST_HEADER), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise MissingFile(path, "no such file") from None
-    except OSError as error:
-        raise UnknownFormat(path, f"cannot be read ({error.strerror})") from None
-    if not end:
-        raise EmptyFile(path, "nothing was captured yet")
-    columns, dtype, constants, about = _header(path, line)
+        raw = map_file(path)
+    except EmptyFile:
+        raise EmptyFile(path, "nothing was captured yet") from None
+    begin = next((at + 1 for n in MOST_HEADER if (at := raw[:n].tobytes().find(b"\n")) >= 0), 0)
+    columns, dtype, constants, about = _header(path, raw[:begin].tobytes())
     shape = record(columns, dtype)
-    count = (end - len(line)) // shape.itemsize
+    count = (len(raw) - begin) // shape.itemsize
     first = 0 if last is None else max(0, count - last)
-    rows: Array = np.empty(0, shape)
-    if count > first:
-        offset = len(line) + first * shape.itemsize
-        rows = np.memmap(path, shape, mode="r", offset=offset, shape=(count - first,))
+    rows = raw[begin + first * shape.itemsize : begin + count * shape.itemsize].view(shape)
     return Recorded(rows, columns, constants, about)
 
 
