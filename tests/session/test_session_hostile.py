@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from talks import BACKENDS, SAMPLINGS, gosling, tiny
 
-from rookery import Session, errors
+from rookery import Session, errors, tokenizer
 from rookery.store.memory import Memory
 
 CLOSED = {"additionalProperties": False}
@@ -277,3 +277,13 @@ def test_a_state_of_another_arithmetic_does_not_come_back_as_ones_own(tmp_path: 
         loaded = Session.load(tmp_path / "b.talk", model)
         assert loaded.state.vector().tobytes() == model.forward(talk.tokens)[1].vector().tobytes()
     assert loaded.tree_.read_tokens == 0  # and as one's own where it is
+
+
+def test_a_stop_text_in_utf16_begins_where_a_character_does() -> None:
+    utf16 = tokenizer.load("utf16le")
+    for text, shown, stopped in (("\u6141\u6200b", "\u6141\u6200b", False), ("\u6141\u6200ab", "\u6141\u6200", True)):
+        stream = utf16.stream(["a"])
+        seen, found = "".join(map(stream.push, utf16.encode(text))), stream.stopped
+        assert (seen + stream.flush(), found) == (shown, stopped)
+    with pytest.raises(errors.InputError, match="half a surrogate"):
+        utf16.stream(["\ud800"])

@@ -20,7 +20,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder(encoding)("replace")
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop={stop!r}: wanted a list of texts, none of them empty")
-        self._stops = [text.encode(encoding) for text in stop]
+        try:
+            self._stops = [text.encode(encoding) for text in stop]
+        except UnicodeEncodeError:
+            raise InputError(f"stop={stop!r}: half a surrogate pair is no character and is never written") from None
+        self._unit = 2 if encoding.startswith("utf-16") else 1  # bytes: a stop text begins only at a multiple of it
         self._held = b""
         self.text_bytes = 0  # of the text that has been let through
         self.stopped = False
@@ -47,7 +51,7 @@ class StreamDecoder:
     def _before_stop(self, data: bytes) -> bytes:
         """What of the held bytes and `data` can no longer be part of a stop text, or lies before one."""
         data = self._held + data
-        found = [at for at in map(data.find, self._stops) if at >= 0]
+        found = [at for stop in self._stops if (at := self._find(data, stop)) >= 0]
         if found:
             self.stopped, safe, self._held = True, min(found), b""
         else:
@@ -55,6 +59,12 @@ class StreamDecoder:
             self._held = data[safe:]
         self.text_bytes += safe
         return data[:safe]
+
+    def _find(self, data: bytes, stop: bytes) -> int:
+        at = data.find(stop)
+        while at >= 0 and (self.text_bytes + at) % self._unit:
+            at = data.find(stop, at + 1)
+        return at
 
     def _beginning(self, data: bytes) -> int:
         """Length of the longest end of `data` with which a stop text begins."""
