@@ -25,6 +25,8 @@ Float64 = npt.NDArray[np.float64]
 def match(known: Iterable[str], patterns: str | Iterable[str]) -> list[str]:
     """The names that fit any of the globs, in their own order. Raises InputError for a glob that fits none."""
     known = list(known)
+    if isinstance(patterns, str) and patterns in known:
+        return [patterns]
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in known):
@@ -38,25 +40,27 @@ def names(state: State, patterns: str | Iterable[str] = "*") -> list[str]:
     return match((name for name, _ in shapes(state.config)), patterns)
 
 
+def views(state: State) -> dict[str, Array]:
+    """All pieces as they are kept, views that may be written to."""
+    each = layers(state.config, state.flat)
+    return {f"layers.{i}.{piece}": view for i, layer in enumerate(each) for piece, view in layer.items()}
+
+
 def raw(state: State, name: str) -> Array:
-    """One piece as it is kept, a view that may be written to."""
-    _, layer, piece = names(state, name)[0].split(".")
-    return layers(state.config, state.flat)[int(layer)][piece]
+    """One piece as it is kept, a view that may be written to. Raises InputError for a name that there is not."""
+    each = views(state)
+    return each[match(each, name)[0]]
 
 
 def read(state: State, name: str) -> Float64:
     """One piece as the lab sees it, a copy in float64."""
-    values: Float64 = raw(state, name).astype(np.float64)
-    if not _is_sums(state, name):
-        return values
-    top, below, _ = values
-    mean: Float64 = np.divide(top, below, out=np.zeros_like(top), where=below != 0)
-    return mean
+    return _seen(state, name, raw(state, name))
 
 
 def read_all(state: State, patterns: str | Iterable[str] = "*") -> dict[str, Float64]:
     """The pieces that fit, by name."""
-    return {name: read(state, name) for name in names(state, patterns)}
+    each = views(state)
+    return {name: _seen(state, name, each[name]) for name in match(each, patterns)}
 
 
 def write(state: State, values: Mapping[str, Array]) -> State:
@@ -66,8 +70,9 @@ def write(state: State, values: Mapping[str, Array]) -> State:
     that a value could have.
     """
     out = state.copy()
+    each = views(out)
     for name, new in values.items():
-        target, new = raw(out, name), np.asarray(new)
+        target, new = each[match(each, name)[0]], np.asarray(new)
         wanted = target.shape[1:] if _is_sums(out, name) else target.shape
         if new.shape != wanted:
             raise InputError(f"{name} has shape {list(wanted)}, the values given have {list(new.shape)}")
@@ -78,6 +83,15 @@ def write(state: State, values: Mapping[str, Array]) -> State:
         else:
             target[0] = new * target[1]
     return out
+
+
+def _seen(state: State, name: str, kept: Array) -> Float64:
+    values: Float64 = kept.astype(np.float64)
+    if not _is_sums(state, name):
+        return values
+    top, below, _ = values
+    mean: Float64 = np.divide(top, below, out=np.zeros_like(top), where=below != 0)
+    return mean
 
 
 def _is_sums(state: State, name: str) -> bool:
