@@ -98,9 +98,10 @@ class Session:
         folder = weights.path if weights.format == "hf" else None
         self.template = chat.load(self.settings["template"] if template is None else template, weights.metadata, folder)
         self.think: str | None = self.settings["think"]
-        self._at, self._created = at, True
+        self._at = self._stored = at  # where we stand, and where our head in the store does
+        self._created = True
         self._reply: Reply | None = None
-        self._unsaved: list[tuple[Node, str | None]] = []  # turns, and where our head was before each
+        self._unsaved: list[Node] = []
 
     # going on
 
@@ -202,10 +203,10 @@ class Session:
     def take(self, reply: Reply, node: Node, after: Callable[[], tuple[Any, State] | None]) -> None:
         """A reply has become a turn: note it, stand on it, and keep it, whatever becomes of the state `after` it."""
         self.release(reply)
-        tree, before = self.tree_, self._at
+        tree = self.tree_
         tree.nodes[node.id] = node
         self._at = node.id
-        self._unsaved.append((node, before))
+        self._unsaved.append(node)
         try:
             if (found := after()) is not None:
                 tree.hold(Place(node.id), Point(*found))
@@ -219,14 +220,23 @@ class Session:
             self._reply = None
 
     def _keep(self) -> None:
-        """Bring to the store what it has not yet. Where another process has moved our head, go on under a new one."""
+        """Bring to the store what it has not yet, and our head to where we stand; after an error, the next call does.
+
+        Where another process has moved our head, we go on under a new one.
+        """
         store, name = self.tree_.store, self.tree_.talk.name
         self._create()
         while self._unsaved:
-            node, expected = self._unsaved[0]
-            if not store.add(name, node, self.head, expected):
-                self._fork_head(node.id)
+            node = self._unsaved[0]
+            self._placed(node.id, store.add(name, node, self.head, self._stored))
             self._unsaved.pop(0)
+        if self._stored != self._at:
+            self._placed(self._at, store.move(name, self.head, self._stored, self._at))
+
+    def _placed(self, at: str | None, ours: bool) -> None:
+        if not ours:
+            self._fork_head(at)
+        self._stored = at
 
     def _create(self) -> None:
         if not self._created:
@@ -335,13 +345,9 @@ class Session:
         return found[0]
 
     def _move(self, to: str | None) -> Session:
-        """Where the store cannot be written to, we stay where we were."""
-        before = self.at
-        if self._unsaved:
-            self._keep()
-        if self._created and not self.tree_.store.move(self.name, self.head, before, to):
-            self._fork_head(to)
         self._at = to
+        if self._created:
+            self._keep()
         return self
 
     def branch(self, name: str | None = None) -> Session:
