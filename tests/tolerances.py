@@ -157,3 +157,6 @@ COVERAGE = 0.05
 
 # Standard errors by moving blocks against AR(1)'s, relative: blocks of 40 ticks cut 11 % off, 40 runs scatter by 3 %.
 STANDARD_ERROR = 0.2
+
+# Lyapunov exponents by QR against the mean of the same float64 log-decays, nats a token: rounding of exp and log.
+EXPONENT = 1e-9

@@ -1,11 +1,10 @@
-"""A stretch of tokens read while points of a model are listened to: plain arrays, for analyses that want all rows."""
+"""A stretch of tokens read under a trace, for analyses that want every row and the logits with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from rookery.model import Model
@@ -22,15 +21,7 @@ def read_with_taps(
     A point is [T, ...], one row a token; one made of parameters alone (the decay of v4 and v5) has no rows. Raises
     InputError for a point that there is not.
     """
-    heard: dict[str, list[Array]] = {}
-    model.runner.listen(lambda name, rows: heard.setdefault(name, []).append(np.array(rows)), points)
-    try:
+    with model.trace(*points) as trace:
         logits, after = model.forward(tokens, state, every=True)
-    finally:
-        model.runner.listen(None)
-    constant = model.config.version[0] in "45"
-    return (
-        {n: rows[0] if constant and n.endswith(".att.w") else np.concatenate(rows) for n, rows in heard.items()},
-        logits,
-        after,
-    )
+    heard = {name: trace[name][0] if name in trace.constants else trace[name] for name in trace.names}
+    return heard, logits, after
