@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from talks import BACKENDS, SAMPLINGS, gosling, tiny
 
-from rookery import Session, errors, tokenizer
+from rookery import Session, errors, formats, tokenizer
+from rookery.chat.roles import BUILTIN
+from rookery.formats import Tensor
+from rookery.store import Node, Span, Talk
 from rookery.store.memory import Memory
 
 CLOSED = {"additionalProperties": False}
@@ -286,3 +292,67 @@ def test_a_stop_text_in_utf16_begins_where_a_character_does() -> None:
         assert (seen + stream.flush(), found) == (shown, stopped)
     with pytest.raises(errors.InputError, match="half a surrogate"):
         utf16.stream(["\ud800"])
+
+
+def forged(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Write the talk at `path` anew, with its header and its first turn changed and all digests right."""
+    file = formats.read(path)
+    text = json.loads(file.tensors["talk"].data.tobytes())
+    head, turn = json.loads(text["talk"]), json.loads(text["nodes"][0][1])
+    settings = json.loads(head["settings"])
+    change(settings, turn)
+    del head["digest"]
+    made = Talk(**(head | {"settings": json.dumps(settings)}))
+    turn["spans"] = tuple(Span(*span) for span in turn["spans"])
+    turn |= {"messages": tuple(map(tuple, turn["messages"])), "tokens": tuple(turn["tokens"]), "tail": b""}
+    node = Node(**turn)
+    text |= {"talk": made.to_json(), "nodes": [[node.id, node.to_json()]], "heads": {"main": node.id}}
+    tensors = dict(file.tensors) | {"talk": Tensor.of(np.frombuffer(json.dumps(text).encode(), np.uint8))}
+    formats.write(path, tensors, file.metadata, format="safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda settings, turn: settings.pop("seed"),
+        lambda settings, turn: turn["messages"].pop(),
+        lambda settings, turn: turn["messages"].reverse(),
+        lambda settings, turn: turn.update(messages=[]),
+        lambda settings, turn: turn.update(sampling="{}"),
+    ],
+)
+def test_a_forged_talk_is_a_damaged_one(tmp_path: Path, change: Callable[[Any, Any], None]) -> None:
+    talk = Session(tiny(), "world")
+    _ = talk.say("x", max_tokens=2).text
+    talk.save(tmp_path / "x.talk")
+    forged(tmp_path / "x.talk", lambda settings, turn: None)
+    assert Session.load(tmp_path / "x.talk", tiny()).tokens == talk.tokens
+    forged(tmp_path / "x.talk", change)
+    with pytest.raises(errors.DamagedFile, match="is a damaged talk"):
+        Session.load(tmp_path / "x.talk", tiny())
+
+
+def test_a_talk_names_no_file(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    (tmp_path / "secret").write_text("{{ 'secret' }}")
+    talk = Session(tiny(), "world")
+    _ = talk.say("x", max_tokens=2).text
+    talk.save(tmp_path / "x.talk")
+    forged(tmp_path / "x.talk", lambda settings, turn: settings.update(template=str(tmp_path / "secret")))
+    loaded = Session.load(tmp_path / "x.talk", tiny())
+    _ = loaded.say("x", max_tokens=2).text
+    assert b"secret" not in bytes(loaded.tokens).replace(str(tmp_path / "secret").encode(), b"")
+
+
+def test_a_template_of_ones_own_is_asked_for_again(tmp_path: Path) -> None:
+    own = replace(BUILTIN["world"], stops=("x",))  # still called "world"
+    talk = Session(tiny(), own, store=tmp_path / "talks.db", name="t")
+    _ = talk.say("x", max_tokens=2).text
+    with pytest.raises(errors.InputError, match="a template object of your own; give it: template="):
+        Session.resume(tmp_path / "talks.db", "t", tiny())
+    assert Session.resume(tmp_path / "talks.db", "t", tiny(), template=own).tokens == talk.tokens
+    (tmp_path / "constant.jinja").write_text("always the same")
+    pytest.importorskip("jinja2")
+    talk = Session(tiny(), str(tmp_path / "constant.jinja"), store=tmp_path / "talks.db", name="u")
+    _ = talk.say("x", max_tokens=2).text
+    _ = Session.resume(tmp_path / "talks.db", "u", tiny()).say("y", max_tokens=2).text

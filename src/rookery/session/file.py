@@ -23,6 +23,8 @@ from rookery.store import Node, Snapshot, Store, Talk
 from rookery.store.node import check_name
 
 KIND = "talk"
+SETTINGS = {"template", "system", "think", "tools", "seed"}
+RECORD = {"after", "asked", "think"}  # of how a reply was drawn, what going on with it needs
 
 
 def write(path: str | os.PathLike[str], tree: Tree, heads: dict[str, str | None], head: str, point: Point) -> None:
@@ -96,7 +98,12 @@ def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[st
         heads = {check_name(name, "branch"): at for name, at in text["heads"].items()}
         head = text["head"]
         known: set[str | None] = {None}
+        if missing := SETTINGS - json.loads(talk.settings).keys():
+            raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
         for node in nodes:
+            (_, _), (answered, _) = node.messages
+            if answered != "assistant" or not json.loads(node.sampling).keys() >= RECORD:
+                raise ValueError(f"turn {node.id[:8]} is not what was said and answered")
             if node.parent not in known or node.base not in known:
                 raise ValueError(f"turn {node.id[:8]} follows one that is not there")
             known.add(node.id)

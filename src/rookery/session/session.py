@@ -14,6 +14,8 @@ from uuid import uuid4
 
 from rookery import chat
 from rookery import store as stores
+from rookery.chat.jinja import Jinja
+from rookery.chat.roles import BUILTIN
 from rookery.errors import InputError, StateError, StoreError
 from rookery.model import Model, whole
 from rookery.sampling import Sampling
@@ -92,11 +94,10 @@ class Session:
         self, tree: Tree, template: str | chat.Template | None, sampling: Sampling, head: str, at: str | None
     ) -> None:
         """Stand at turn `at` of `tree`."""
-        weights = tree.model.weights
         self.tree_, self.sampling, self.head = tree, sampling, head
         self.settings: dict[str, Any] = json.loads(tree.talk.settings)
-        folder = weights.path if weights.format == "hf" else None
-        self.template = chat.load(self.settings["template"] if template is None else template, weights.metadata, folder)
+        noted = self.settings["template"]
+        self.template = _noted(noted, tree) if template is None else chat.load(template)
         self.think: str | None = self.settings["think"]
         self._at = self._stored = at  # where we stand, and where our head in the store does
         self._created = True
@@ -449,12 +450,26 @@ class Session:
         return f"Session({self.name!r}, {len(self.tree_.path(self._at))} turns, {self.model!r})"
 
 
-def _source(template: str | chat.Template | None) -> str | None:
-    """What a talk notes of its template, to find it again: a builtin's name or the text of a Jinja template."""
+def _source(template: str | chat.Template | None) -> str | dict[str, str] | None:
+    """What a talk notes of its template, to find it again: a builtin's name or the text of a Jinja template; of one
+    that is neither, that it was there.
+    """
     if template is None:
         return None
     made = chat.load(template)
-    return getattr(made, "source", made.name)
+    if isinstance(made, Jinja):
+        return made.source
+    return made.name if BUILTIN.get(made.name) == made else {"own": made.name}
+
+
+def _noted(source: Any, tree: Tree) -> chat.Template:
+    """The template that a talk notes, which is never a file: a talk from elsewhere must not choose what is opened."""
+    weights = tree.model.weights
+    if source is None:
+        return chat.load(None, weights.metadata, weights.path if weights.format == "hf" else None)
+    if not isinstance(source, str):
+        raise InputError(f"the talk {tree.talk.name!r} was held with a template object of your own; give it: template=")
+    return BUILTIN[source] if source in BUILTIN else Jinja(source)
 
 
 def _start(model: Model, state: State | None) -> State:
