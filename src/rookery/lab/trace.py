@@ -85,8 +85,8 @@ class Trace:
         dtype: str | None = None,
         sink: Sink | None = None,
     ) -> None:
-        self.model, self.every = model, _count("every", every)
-        self.last = None if last is None else _count("last", last)
+        self.model, self.every = model, whole("every", every)
+        self.last = None if last is None else whole("last", last)
         if dtype not in (None, *DTYPES):
             raise InputError(
                 f"dtype {dtype!r}: {', '.join(DTYPES[:-1])} or {DTYPES[-1]} is wanted, None for the model's"
@@ -110,10 +110,10 @@ class Trace:
         pieces = {n: of_state[n.removeprefix(STATE)] for n in self.names if n.startswith(STATE)}
         self.heard = frozenset([*rows, *self._constant])
         self._rows, self._columns = tuple(rows), Columns(rows | pieces)
-        whole = Columns(of_state)
+        everything = Columns(of_state)
         self._cuts: list[slice] = []  # of the flat state, neighbours joined
         for name in pieces:
-            cut = whole.places[name.removeprefix(STATE)]
+            cut = everything.places[name.removeprefix(STATE)]
             if self._cuts and self._cuts[-1].stop == cut.start:
                 cut = slice(self._cuts.pop().start, cut.stop)
             self._cuts.append(cut)
@@ -236,6 +236,8 @@ class Trace:
         with self._lock:
             if self._closed:  # while a step of another thread ran
                 return
+            if not self.heard <= heard.keys():
+                raise InputError("model.runner.listen was called while a trace was open; open a trace instead")
             if self._constant and not self.constants:
                 self.constants = {name: heard[name].copy() for name in self.names if name in self._constant}
                 if isinstance(self._kept, File):
@@ -354,7 +356,8 @@ def _nonfinite(x: Array) -> int:
     return int(np.count_nonzero(~np.isfinite(x)))
 
 
-def _count(name: str, value: Any) -> int:
+def whole(name: str, value: Any) -> int:
+    """`value`, if it is a whole number, 1 or more. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name} {value!r}: a whole number, 1 or more, is wanted")
     return int(value)
