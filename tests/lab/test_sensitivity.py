@@ -33,7 +33,7 @@ def ids(gosling: rookery.Model) -> list[int]:
     """Running text, some of it of a kind that gosling was trained on."""
     return gosling.tokenizer.encode(
         "User: Where does the goose live?\n\nAssistant: The goose lives by the river, with her friends. One day a "
-        "small boy came and asked her to swim with him. They swam until the evening, and then they went home and slept.\n\n"
+        "small boy came and asked her to swim with him. They swam until the evening, and then they slept.\n\n"
         "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer the slings and arrows "
         "of outrageous fortune, or to take arms against a sea of troubles. In 1899 it was 3.14 degrees: ÄÖÜ, 鹅, )({."
     )
