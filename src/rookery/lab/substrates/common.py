@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,10 +24,14 @@ def stream(seed: int, *labels: str | int) -> np.random.Generator:
 
     Raises InputError for a seed or label below 0.
     """
-    words = [zlib.crc32(label.encode()) if isinstance(label, str) else label for label in labels]
-    if any(isinstance(word, bool) or not isinstance(word, int | np.integer) or word < 0 for word in [seed, *words]):
-        raise InputError(f"seed {seed!r} {labels}: wanted whole numbers of 0 or more")
-    return np.random.default_rng([int(word) for word in [seed, *words]])
+    for number in [seed, *labels]:
+        if not isinstance(number, str) and (
+            isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 0
+        ):
+            raise InputError(f"seed {seed!r} {labels}: wanted whole numbers of 0 or more")
+    # A digest, since a list given to NumPy as a seed is the same list with zeros appended.
+    text = repr([number if isinstance(number, str) else int(number) for number in [seed, *labels]])
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()))
 
 
 @dataclass(frozen=True)
@@ -43,18 +48,21 @@ class Snapshot:
         """Copies of `arrays`, and where `rng` stands."""
         return cls(name, tick, {key: a.copy() for key, a in arrays.items()}, copy.deepcopy(rng.bit_generator.state))
 
-    def put(self, name: str, arrays: Mapping[str, Float64], rng: np.random.Generator) -> int:
-        """Write the snapshot into a substrate's own `arrays` and `rng`; its tick.
 
-        Raises StateError, having changed nothing, when it is of a substrate with another name or other shapes.
-        """
-        mine, theirs = ({key: a.shape for key, a in held.items()} for held in (arrays, self.arrays))
-        if (name, mine) != (self.name, theirs):
-            raise StateError(f"the snapshot is of {self.name!r} with {theirs}: wanted {name!r} with {mine}")
-        for key, array in arrays.items():
-            array[...] = self.arrays[key]
-        rng.bit_generator.state = copy.deepcopy(dict(self.random))
-        return self.tick
+def put_back(snapshot: Any, name: str, arrays: Mapping[str, Float64], rng: np.random.Generator) -> int:
+    """Write a Snapshot into a substrate's own `arrays` and `rng`; its tick.
+
+    Raises StateError, having changed nothing, when it is of a substrate with another name or other shapes.
+    """
+    if not isinstance(snapshot, Snapshot):
+        raise StateError(f"{type(snapshot).__name__} is no snapshot of {name!r}")
+    mine, theirs = ({key: a.shape for key, a in held.items()} for held in (arrays, snapshot.arrays))
+    if (name, mine) != (snapshot.name, theirs):
+        raise StateError(f"the snapshot is of {snapshot.name!r} with {theirs}: wanted {name!r} with {mine}")
+    for key, array in arrays.items():
+        array[...] = snapshot.arrays[key]
+    rng.bit_generator.state = copy.deepcopy(dict(snapshot.random))
+    return snapshot.tick
 
 
 def displacement(components: Mapping[str, Array], component: str, direction: npt.ArrayLike, size: float) -> Float64:

@@ -21,8 +21,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rookery.errors import InputError
-from rookery.lab.substrates.common import Array, Float64, Snapshot, displacement, stream
+from rookery.errors import InputError, StateError
+from rookery.lab.substrates.common import Array, Float64, Snapshot, displacement, put_back, stream
 
 Reference: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 
@@ -60,13 +60,14 @@ class Null:
         return Snapshot.take(self.name, self.tick, self._away, self._rng)
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.tick = snapshot.put(self.name, self._away, self._rng)
+        self.tick = put_back(snapshot, self.name, self._away, self._rng)
 
     def components(self) -> dict[str, Array]:
         return {key: self._mean[key] + away for key, away in self._away.items()}
 
     def perturb(self, component: str, direction: Array, size: float) -> None:
-        self._away[component] += displacement(self.components(), component, direction, size)
+        by = displacement(self.components(), component, direction, size)
+        self._away[component] += by
 
     def logits(self) -> None:
         return None
@@ -97,6 +98,8 @@ class Nulls:
         return {key: member.snapshot() for key, member in self.members.items()}
 
     def restore(self, snapshot: Mapping[str, Snapshot]) -> None:
+        if not isinstance(snapshot, Mapping) or set(snapshot) != set(self.members):
+            raise StateError(f"wanted a snapshot of the nulls {', '.join(self.members)}")
         for key, member in self.members.items():
             member.restore(snapshot[key])
             self.tick = member.tick

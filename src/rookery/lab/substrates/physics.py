@@ -21,12 +21,12 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.lab.substrates.common import Array, Float64, Snapshot, displacement, stream
+from rookery.lab.substrates.common import Array, Float64, Snapshot, displacement, put_back, stream
 from rookery.lab.substrates.integrators import Baoab, EulerMaruyama, Integrator
 from rookery.lab.substrates.world import World
 
@@ -35,8 +35,8 @@ Coupling: TypeAlias = Literal["none", "text->physics", "physics->text", "both"]
 
 _WHOLE = {"n": 3, "attractors": 1, "inner_steps": 1, "patterns": 0, "wiring": 0}
 _REAL = {
-    "k": "", "lam": "of 0 or more", "gam": "of 0 or more", "m": "above 0", "T": "of 0 or more", "g": "", "dt": "above 0",
-    "radius": "above 0", "depth": "", "sharpness": "above 0", "push": "",
+    "k": "", "lam": "of 0 or more", "gam": "of 0 or more", "m": "above 0", "T": "of 0 or more", "g": "",
+    "dt": "above 0", "radius": "above 0", "depth": "", "sharpness": "above 0", "push": "",
 }  # fmt: skip
 _WORLD_DT = 0.02  # above it a Runge-Kutta step of the Lorenz system is visibly wrong
 
@@ -58,7 +58,7 @@ class Physics:
     It begins in the heat bath's equilibrium at lam = 0: x of variance T/k (0 where k is not above 0), v of T/m.
     """
 
-    name: ClassVar[str] = "physics"
+    name: str = field(default="physics", init=False)
 
     n: int = 512
     attractors: int = 8
@@ -154,7 +154,7 @@ class Physics:
         return Snapshot.take(self.name, self.tick, self._arrays(), self._rng)
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.tick = snapshot.put(self.name, self._arrays(), self._rng)
+        self.tick = put_back(snapshot, self.name, self._arrays(), self._rng)
 
     def components(self) -> dict[str, Array]:
         found: dict[str, Array] = {"position": self.position.copy()}
