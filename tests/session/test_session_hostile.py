@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from talks import BACKENDS, SAMPLINGS, gosling, tiny
 
 from rookery import Session, errors, formats, tokenizer
+from rookery import store as stores
 from rookery.chat.roles import BUILTIN
 from rookery.formats import Tensor
 from rookery.store import Node, Span, Talk
@@ -356,3 +359,18 @@ def test_a_template_of_ones_own_is_asked_for_again(tmp_path: Path) -> None:
     talk = Session(tiny(), str(tmp_path / "constant.jinja"), store=tmp_path / "talks.db", name="u")
     _ = talk.say("x", max_tokens=2).text
     _ = Session.resume(tmp_path / "talks.db", "u", tiny()).say("y", max_tokens=2).text
+
+
+def test_rounded_states_are_not_taken_for_exact_ones(tmp_path: Path) -> None:
+    with stores.open(tmp_path / "talks.db", half=True) as half:
+        _ = Session(tiny(), "world", store=half, name="t").say("hello " * 20, max_tokens=5).text
+    resumed = Session.resume(tmp_path / "talks.db", "t", tiny())
+    assert resumed.state.vector().tobytes() == tiny().forward(resumed.tokens)[1].vector().tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits processor time")
+@pytest.mark.xfail(strict=True, reason="clean() looks at every end of a run of carriage returns")
+def test_a_run_of_carriage_returns_is_no_bomb() -> None:
+    script = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20)); from rookery.chat import clean; "
+    subprocess.run([sys.executable, "-c", script + "clean(chr(13) * 400_000)"], check=True)

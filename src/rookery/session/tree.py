@@ -41,7 +41,8 @@ class Tree:
         self.model, self.store, self.talk, self.initial = model, store, talk, initial
         self.nodes: dict[str, Node] = {}
         start = sha256(initial.flat.tobytes()).hexdigest()
-        self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, model.arithmetic))
+        arithmetic = model.arithmetic + (", states in float16" if store.half else "")
+        self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, arithmetic))
         self._prefixes: dict[Place, Prefix] = {}
         self._live: dict[Place, Point] = {}
         self.read_tokens = 0  # computed so far, all turns together
