@@ -374,3 +374,15 @@ def test_rounded_states_are_not_taken_for_exact_ones(tmp_path: Path) -> None:
 def test_a_run_of_carriage_returns_is_no_bomb() -> None:
     script = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20)); from rookery.chat import clean; "
     subprocess.run([sys.executable, "-c", script + "clean(chr(13) * 400_000)"], check=True)
+
+
+def test_a_talk_that_its_store_has_lost_can_be_saved(tmp_path: Path) -> None:
+    store = Memory()
+    talk = Session(tiny(), "world", store=store, name="t")
+    _ = talk.say("x", max_tokens=3).text
+    store.remove("t")
+    with pytest.raises(errors.StoreError, match="no talk 't'"):
+        _ = talk.say("y", max_tokens=3).text
+    with pytest.warns(UserWarning, match="no talk 't'; saved are the turns that are known here"):
+        talk.save(tmp_path / "x.talk")
+    assert [turn.user for turn in Session.load(tmp_path / "x.talk", tiny()).turns] == ["x", "y"]

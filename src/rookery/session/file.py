@@ -24,7 +24,7 @@ from rookery.store.node import check_name
 
 KIND = "talk"
 SETTINGS = {"template", "system", "think", "tools", "seed"}
-RECORD = {"after", "asked", "think"}  # of how a reply was drawn, what going on with it needs
+RECORD = {"after", "asked", "limits", "think"}  # of how a reply was drawn, what going on with it needs
 
 
 def write(path: str | os.PathLike[str], tree: Tree, heads: dict[str, str | None], head: str, point: Point) -> None:

@@ -14,7 +14,7 @@ from rookery.errors import InputError
 from rookery.sampling import Sampler, Sampling
 from rookery.session.tree import Place, Point
 from rookery.store import Node, Span
-from rookery.stream import Progress, Stream
+from rookery.stream import Constraint, Progress, Stream
 
 if TYPE_CHECKING:
     from rookery.session.session import Session
@@ -45,6 +45,7 @@ class Request:
     sampling: Sampling
     sampler: Mapping[str, Any]  # its state before
     limits: Mapping[str, Any] = field(default_factory=dict)  # schema, regex or grammar
+    constraint: Constraint | None = None  # made of these
     before: tuple[int, ...] = ()  # tokens of this reply that were written in an earlier call
     begun: str = ""  # what the prompt has already written of the reply
 
@@ -151,7 +152,7 @@ class Reply:
             point.state,
             logits=point.logits,
             stop=request.template.stops,
-            constraint=session.constraint(request.limits),
+            constraint=request.constraint,
         )
         self._raw += stream.resume(request.before)
         return stream

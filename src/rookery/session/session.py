@@ -16,7 +16,7 @@ from rookery import chat
 from rookery import store as stores
 from rookery.chat.jinja import Jinja
 from rookery.chat.roles import BUILTIN
-from rookery.errors import InputError, StateError, StoreError
+from rookery.errors import FileError, InputError, StateError, StoreError
 from rookery.model import Model, whole
 from rookery.sampling import Sampling
 from rookery.session import file
@@ -125,7 +125,6 @@ class Session:
         """
         at = self.at
         limits = {k: v for k, v in (("schema", schema), ("regex", regex), ("grammar", grammar)) if v is not None}
-        self.constraint(limits)  # a mistake shows at once
         if not isinstance(text, str):
             raise InputError(f"say() takes a text, not {type(text).__name__}")
         if role == "assistant":
@@ -145,6 +144,7 @@ class Session:
             sampling=self.sampling,
             sampler=before,
             limits=limits,
+            constraint=self._constraint(limits),
             begun=self.template.begun(**options),
         )
         return self._begin(request, progress)
@@ -170,7 +170,8 @@ class Session:
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=record["after"],
-            limits=record.get("limits", {}),
+            limits=record["limits"],
+            constraint=self._constraint(record["limits"]),
             before=node.tokens[cut:],
             begun=node.messages[-1][1].removesuffix(written),
         )
@@ -191,7 +192,7 @@ class Session:
             )
         return asked
 
-    def constraint(self, limits: Mapping[str, Any]) -> Constraint | None:
+    def _constraint(self, limits: Mapping[str, Any]) -> Constraint | None:
         """What a reply under these limits may be."""
         if not limits:
             return None
@@ -404,10 +405,13 @@ class Session:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the talk with all its branches and the state it stands at to one file, whole or not at all."""
-        at = self.at
-        if self._created:
-            self.tree_.refresh()
-        heads = self.tree_.store.heads(self.name) if self._created else {}
+        at, heads = self.at, {}
+        try:
+            if self._created:
+                self.tree_.refresh()
+                heads = self.tree_.store.heads(self.name)
+        except (StoreError, FileError) as error:  # all the more reason to save what is at hand
+            warnings.warn(f"{error}; saved are the turns that are known here, and this branch", stacklevel=2)
         file.write(path, self.tree_, heads | {self.head: at}, self.head, self.tree_.point(Place(at)))
 
     @classmethod
