@@ -71,7 +71,7 @@ class Stream:
     ) -> None:
         self.tokens: list[int] = []
         self.prompt_tokens = len(prompt)
-        self.stop_reason: str | None = None  # "end", "stop" (a stop text), "length" or "cancelled" when finished
+        self.stop_reason: str | None = None  # "end", "stop" (a stop text) or "length" when finished
         self.prefill_seconds = self.decode_seconds = 0.0
         self.sampler, self.constraint = sampler, constraint
         self._model, self._max, self._progress = model, max_tokens, progress
@@ -130,14 +130,6 @@ class Stream:
             for token in tokens:
                 self.constraint.accept(token)
         return "".join(map(self._text.push, tokens))
-
-    def cancel(self) -> str:
-        """End it here. Returns the text that was held back."""
-        if self.stop_reason is not None:
-            return ""
-        self._pieces.close()
-        self.stop_reason = "cancelled"
-        return self._text.flush()
 
     def _feed(self) -> Array | None:
         if self._pending is not None:

@@ -386,3 +386,14 @@ def test_a_talk_that_its_store_has_lost_can_be_saved(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no talk 't'; saved are the turns that are known here"):
         talk.save(tmp_path / "x.talk")
     assert [turn.user for turn in Session.load(tmp_path / "x.talk", tiny()).turns] == ["x", "y"]
+
+
+def test_the_think_mode_of_the_last_turn_is_gone_on_with() -> None:
+    store = Memory()
+    talk = Session(tiny(), "g1", store=store, name="t")
+    _ = talk.say("x", max_tokens=3).text
+    talk.think = "short"
+    _ = talk.say("y", max_tokens=3).text
+    resumed = Session.resume(store, "t", tiny())
+    assert resumed.say("z", max_tokens=3).text == talk.say("z", max_tokens=3).text
+    assert b"z (think a bit)" in bytes(resumed.tokens)

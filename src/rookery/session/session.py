@@ -41,7 +41,7 @@ class Turn:
     user: str
     reply: str
     stop_reason: str
-    tokens: int  # of both
+    tokens: int  # read and written
     created: float  # seconds since 1970
 
 
@@ -98,7 +98,7 @@ class Session:
         self.settings: dict[str, Any] = json.loads(tree.talk.settings)
         noted = self.settings["template"]
         self.template = _noted(noted, tree) if template is None else chat.load(template)
-        self.think: str | None = self.settings["think"]
+        self.think: str | None = self._record(at)["think"] if at else self.settings["think"]
         self._at = self._stored = at  # where we stand, and where our head in the store does
         self._created = True
         self._reply: Reply | None = None
@@ -157,7 +157,7 @@ class Session:
         at = self.at
         if at is None or (node := self.tree_.nodes[at]).stop not in CUT:
             raise InputError("there is no reply that was cut, so nothing to go on with: say something")
-        record = json.loads(node.sampling)
+        record = self._record(at)
         cut = record["asked"]
         spans = tuple(Span(s.role, s.begin, min(s.end, cut)) for s in node.spans if s.begin < cut)
         written = self.model.tokenizer.decode(node.tokens[cut:])
@@ -383,7 +383,7 @@ class Session:
         state: State | None = None,
         allow_lineage: bool = False,
     ) -> Session:
-        """Go on with a talk of a store, exactly as if it had never stopped.
+        """Go on with a talk of a store, exactly as if it had never stopped, where `sampling` is what it was.
 
         Raises StateError for a talk of another model; one of another quantisation of this model is read anew, token
         by token, where `allow_lineage` says so. StoreError for a name that is not there.
@@ -443,7 +443,11 @@ class Session:
     def _sampler_state(self, at: str | None) -> dict[str, Any]:
         if at is None:
             return self.model.sampler(self.sampling, self.settings["seed"]).state()
-        return dict(json.loads(self.tree_.nodes[at].sampling)["after"])
+        return dict(self._record(at)["after"])
+
+    def _record(self, at: str) -> dict[str, Any]:
+        """How the reply of a turn was drawn."""
+        return dict(json.loads(self.tree_.nodes[at].sampling))
 
     def _turn(self, node: Node) -> Turn:
         (role, said), (_, reply) = node.messages
