@@ -82,6 +82,24 @@ def test_seeds(name: str, settings: dict[str, Any]) -> None:
         assert all(not np.array_equal(before[key], after[key]) for key in before)
 
 
+def test_what_each_seed_seeds() -> None:
+    """The run's: noise, and where it begins; `wiring`: mixing, patterns and directions, and nothing of the run."""
+    ends = []
+    for seed in (1, 2):
+        p = Physics(n=24, g=0.0)
+        p.reset(seed)
+        p.position[:], p.velocity[:] = 0.0, 0.0
+        p.step()
+        ends.append(p.position.copy())
+    assert np.abs(ends[0] - ends[1]).min() > 0.0
+    one, other = Physics(n=24, patterns=2, wiring=1), Physics(n=24, patterns=2, wiring=2)
+    assert same([one.components()], [other.components()])
+    one.step()
+    other.step()
+    apart = {key: not np.array_equal(value, other.components()[key]) for key, value in one.components().items()}
+    assert apart == {"position": True, "velocity": True, "world": False}
+
+
 @each
 def test_components_are_copies(name: str, settings: dict[str, Any]) -> None:
     substrate = make(name, **settings)

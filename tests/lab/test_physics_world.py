@@ -63,7 +63,8 @@ def test_stored_moments(kind: str) -> None:
     if kind == "lorenz":
         assert stored.sd[0] == pytest.approx(math.sqrt(8.0 / 3.0 * stored.mean[2]), rel=1e-3)
     if kind == "thomas":
-        assert np.ptp(stored.sd) < 0.004
+        assert np.ptp(stored.sd) < 0.01
+        assert np.abs(stored.mean).max() < 0.01
 
 
 def interval(runs: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -94,16 +95,16 @@ def test_exponents_of_thomas_sum_to_its_divergence() -> None:
     ("kind", "known", "settle", "narrow"), [("lorenz", 0.906, 20.0, 1e-3), ("roessler", 0.071, 200.0, 7e-4)]
 )
 def test_exponents_over_long_runs(kind: str, known: float, settle: float, narrow: float) -> None:
-    """0.9065 +- 0.0010 and 0.0709 +- 0.0006 were measured (one standard error)."""
+    """0.9061 +- 0.0007 and 0.0713 +- 0.0006 were measured (one standard error)."""
     runs = exponents(kind, replicas=64, time=800.0, settle=settle)
     assert_largest(runs, known)
     assert interval(runs)[1][0] < narrow
 
 
 def test_exponent_of_roessler() -> None:
-    runs = exponents("roessler", replicas=128, time=100.0, settle=100.0)
+    runs = exponents("roessler", replicas=64, time=60.0, settle=60.0)
     assert_largest(runs, 0.071)
-    assert interval(runs)[1][0] < 0.003
+    assert interval(runs)[1][0] < 0.004
 
 
 def test_exponents_notice_a_wrong_tangent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_exponents_notice_a_wrong_tangent(monkeypatch: pytest.MonkeyPatch) -> No
     planted = Attractor(right.field, wrong, right.mean, right.sd)
     monkeypatch.setitem(ATTRACTORS, "lorenz", planted)
     with pytest.raises(AssertionError):
-        assert_largest(exponents("lorenz", replicas=64, time=30.0), 0.906)
+        assert_largest(exponents("lorenz", replicas=64, time=10.0), 0.906)
 
 
 def test_world_is_its_attractors_mixed() -> None:

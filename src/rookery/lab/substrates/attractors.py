@@ -66,9 +66,9 @@ class Attractor:
 
 
 ATTRACTORS = {
-    "lorenz": Attractor(_lorenz, _lorenz_tangent, (-0.0009, -0.0009, 23.5496), (7.9246, 9.0114, 8.6228)),
-    "roessler": Attractor(_roessler, _roessler_tangent, (0.1768, -0.8855, 0.8856), (5.1553, 4.8433, 2.8414)),
-    "thomas": Attractor(_thomas, _thomas_tangent, (-0.0004, 0.0003, -0.0016), (2.2668, 2.2681, 2.2665)),
+    "lorenz": Attractor(_lorenz, _lorenz_tangent, (-0.0010, -0.0010, 23.5497), (7.9246, 9.0114, 8.6228)),
+    "roessler": Attractor(_roessler, _roessler_tangent, (0.1769, -0.8852, 0.8854), (5.1542, 4.8425, 2.8431)),
+    "thomas": Attractor(_thomas, _thomas_tangent, (0.0024, 0.0026, 0.0047), (2.2687, 2.2649, 2.2678)),
 }
 
 
@@ -112,8 +112,8 @@ def moments(kind: str, replicas: int = 4096, time: float = 1000.0, seed: int = 0
     """Mean [3] and standard deviation [3] over the attractor, and the standard error [3] of the means.
 
     Time averages over `time` units, after the burn-in, of `replicas` runs from random starts, which are independent.
-    The constants in ATTRACTORS are what the defaults give, rounded to four digits after the point; the largest error of
-    a mean is 0.004 (the defaults take a minute and a half in all).
+    The constants in ATTRACTORS are what the defaults give, rounded to four digits after the point; the largest
+    standard error of a mean is 0.004 (the defaults take a minute and a half in all).
     """
     point = _ensemble(kind, "moments", replicas, seed)
     steps = round(time / DT)

@@ -48,7 +48,8 @@ class Physics:
 
     n: dimensions. attractors: of the world signal, see World. inner_steps: integration steps of size dt a tick.
     k, lam: linear and cubic stiffness. gam: friction. m: mass. T: temperature. g: gain of the world signal.
-    radius: hold x on the sphere |x| = radius and v in its tangent space, projected after every step; None: all of R^n.
+    radius: hold x on the sphere |x| = radius and v in its tangent space, projected after every step, which wants |v| dt
+        far below it (at a tenth of it v^2 is 7 % too small); None: all of R^n.
     mode: "overdamped" drops the inertia, gam dx = F dt + sqrt(2 gam T) dW, by Euler-Maruyama; else BAOAB.
     patterns: so many stored random unit vectors p pull as wells (a Hopfield network with the energy
         -depth/sharpness log sum exp(sharpness p.x)); at T = g = lam = 0 x rests near p depth/k.
