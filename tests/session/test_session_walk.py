@@ -136,7 +136,7 @@ class Walk:
     def reopen(self, at: int) -> None:
         """Another process, or another file."""
         talk, said = self.all[at]
-        if self.dice.random() < 0.5 or not talk._created:
+        if self.dice.random() < 0.5 or not talk._head.created:
             talk.save(self.tmp_path / "talk")
             new = Session.load(self.tmp_path / "talk", self.model)
             assert [(t.user, t.reply) for t in new.turns] == said
@@ -157,7 +157,7 @@ class Walk:
     def check(self, at: int) -> None:
         talk, said = self.all[at]
         assert [(t.user, t.reply) for t in talk.turns] == said
-        if talk._created:
+        if talk._head.created:
             assert self.store.heads("talk")[talk.head] == talk.at
             assert self.known.keys() <= self.store.nodes("talk").keys()
         if talk.at is not None:

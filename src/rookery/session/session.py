@@ -14,13 +14,12 @@ from uuid import uuid4
 
 from rookery import chat
 from rookery import store as stores
-from rookery.chat.jinja import Jinja
-from rookery.chat.roles import BUILTIN
 from rookery.errors import FileError, InputError, StateError, StoreError
 from rookery.model import Model, whole
 from rookery.sampling import Sampling
-from rookery.session import file
+from rookery.session import file, settings
 from rookery.session.ask import Writer
+from rookery.session.head import Head
 from rookery.session.reply import Asked, Reply, Request
 from rookery.session.tree import Place, Point, Tree, header
 from rookery.state import State
@@ -75,34 +74,31 @@ class Session:
         state: State | None = None,
     ) -> None:
         check_name(head, "branch")
-        if not isinstance(system, str | None):
-            raise InputError(f"system={system!r}: wanted a text")
-        settings: dict[str, Any] = {"template": _source(template), "system": system, "think": think}
-        settings |= {"tools": _listed(tools), "seed": model.sampler(sampling, seed).seed}
+        noted: dict[str, Any] = {
+            "template": settings.source(template),
+            "system": settings.text("system", system),
+            "think": settings.text("think", think),
+            "tools": settings.tools(tools),
+            "seed": model.sampler(sampling, seed).seed,
+        }
         if state is not None:
             model.check(state)
-            settings["initial"] = sha256(state.flat.tobytes()).hexdigest()
+            noted["initial"] = sha256(state.flat.tobytes()).hexdigest()
         kept = stores.open(store)
         if name is not None and any(talk.name == name for talk, _ in kept.talks()):
             raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
         name = _fresh_name() if name is None else check_name(name)
-        talk = header(model, name, json.dumps(settings), time.time(), stores.SCHEMA)
-        self._set(Tree(model, kept, talk, _start(model, state)), template, sampling, head, None)
-        self._created = False
+        talk = header(model, name, json.dumps(noted), time.time(), stores.SCHEMA)
+        tree = Tree(model, kept, talk, _start(model, state))
+        self._set(Head(tree, head, None, created=False), template, sampling)
 
-    def _set(
-        self, tree: Tree, template: str | chat.Template | None, sampling: Sampling, head: str, at: str | None
-    ) -> None:
-        """Stand at turn `at` of `tree`."""
-        self.tree_, self.sampling, self.head = tree, sampling, head
-        self.settings: dict[str, Any] = json.loads(tree.talk.settings)
+    def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling) -> None:
+        self._head, self.tree_, self.sampling = head, head.tree, sampling
+        self.settings: dict[str, Any] = json.loads(head.tree.talk.settings)
         noted = self.settings["template"]
-        self.template = _noted(noted, tree) if template is None else chat.load(template)
-        self.think: str | None = self._record(at)["think"] if at else self.settings["think"]
-        self._at = self._stored = at  # where we stand, and where our head in the store does
-        self._created = True
+        self.template = settings.template(noted, head.tree) if template is None else chat.load(template)
+        self.think: str | None = self._record(head.at)["think"] if head.at else self.settings["think"]
         self._reply: Reply | None = None
-        self._unsaved: list[Node] = []
 
     # going on
 
@@ -205,55 +201,18 @@ class Session:
     def take(self, reply: Reply, node: Node, after: Callable[[], tuple[Any, State] | None]) -> None:
         """A reply has become a turn: note it, stand on it, and keep it, whatever becomes of the state `after` it."""
         self.release(reply)
-        tree = self.tree_
-        tree.nodes[node.id] = node
-        self._at = node.id
-        self._unsaved.append(node)
+        self._head.take(node)
         try:
             if (found := after()) is not None:
-                tree.hold(Place(node.id), Point(*found))
-                tree.put(tree.prefix(Place(node.id)), Point(*found))
+                self.tree_.hold(Place(node.id), Point(*found))
+                self.tree_.put(self.tree_.prefix(Place(node.id)), Point(*found))
         finally:
-            self._keep()
+            self._head.keep()
 
     def release(self, reply: Reply) -> None:
         """A reply has ended."""
         if self._reply is reply:
             self._reply = None
-
-    def _keep(self) -> None:
-        """Bring to the store what it has not yet, and our head to where we stand; after an error, the next call does.
-
-        Where another process has moved our head, we go on under a new one.
-        """
-        store, name = self.tree_.store, self.tree_.talk.name
-        self._create()
-        while self._unsaved:
-            node = self._unsaved[0]
-            self._placed(node.id, store.add(name, node, self.head, self._stored))
-            self._unsaved.pop(0)
-        if self._stored != self._at:
-            self._placed(self._at, store.move(name, self.head, self._stored, self._at))
-
-    def _placed(self, at: str | None, ours: bool) -> None:
-        if not ours:
-            self._fork_head(at)
-        self._stored = at
-
-    def _create(self) -> None:
-        if not self._created:
-            self.tree_.store.create(self.tree_.talk)
-            self._created = True
-            if self.head != stores.MAIN:
-                self.tree_.store.move(self.tree_.talk.name, self.head, None, None)
-
-    def _fork_head(self, at: str | None) -> None:
-        """Stand at `at` under a head of our own."""
-        store, name = self.tree_.store, self.tree_.talk.name
-        taken, stem = store.heads(name), self.head.rsplit("~", 1)[0][:90]
-        self.head = next(new for n in range(2, 2**31) if (new := f"{stem}~{n}") not in taken)
-        if not store.move(name, self.head, None, at):
-            self._fork_head(at)
 
     # looking at it
 
@@ -267,6 +226,11 @@ class Session:
         return self.tree_.talk.name
 
     @property
+    def head(self) -> str:
+        """Of our place in the talk."""
+        return self._head.name
+
+    @property
     def system(self) -> str | None:
         system: str | None = self.settings["system"]
         return system
@@ -276,7 +240,7 @@ class Session:
         """The id of the last turn, None before the first."""
         if self._reply is not None:
             self._reply.settle()
-        return self._at
+        return self._head.at
 
     @property
     def turns(self) -> list[Turn]:
@@ -303,10 +267,10 @@ class Session:
         The depth grows only where a turn has more than one that follows it.
         """
         here = self.at
-        if self._created:
+        if self._head.created:
             self.tree_.refresh()
         heads: dict[str | None, list[str]] = {}
-        for head, at in (self.tree_.store.heads(self.name) if self._created else {}).items():
+        for head, at in (self.tree_.store.heads(self.name) if self._head.created else {}).items():
             heads.setdefault(at, []).append(head)
         following: dict[str | None, list[Node]] = {}
         for node in sorted(self.tree_.nodes.values(), key=lambda node: node.created):
@@ -338,7 +302,7 @@ class Session:
         """The whole id of the turn whose id begins so."""
         if id is None or id in self.tree_.nodes:
             return id
-        if self._created:
+        if self._head.created:
             self.tree_.refresh()
         found = [known for known in self.tree_.nodes if known.startswith(id)]
         if len(found) != 1 or id == "":
@@ -347,25 +311,25 @@ class Session:
         return found[0]
 
     def _move(self, to: str | None) -> Session:
-        self._at = to
-        if self._created:
-            self._keep()
+        self._head.at = to
+        if self._head.created:
+            self._head.keep()
         return self
 
     def branch(self, name: str | None = None) -> Session:
         """Another session that stands where this one does; both go on, each for itself."""
         at = self.at
-        self._keep()
-        new = object.__new__(Session)
-        new._set(self.tree_, self.template, self.sampling, self.head, at)
-        new.think = self.think
+        self._head.keep()
+        head = Head(self.tree_, self.head if name is None else name, at)
         if name is None:
-            new._fork_head(at)
+            head.fork(at)
         elif name in self.tree_.store.heads(self.name):
             raise InputError(f"this talk has a branch {name!r} already; choose another name")
         else:
-            self.tree_.store.move(self.name, check_name(name, "branch"), None, at)
-            new.head = name
+            self.tree_.store.move(self.name, name, None, at)
+        new = object.__new__(Session)
+        new._set(head, self.template, self.sampling)
+        new.think = self.think
         return new
 
     # keeping it
@@ -400,14 +364,14 @@ class Session:
         tree = Tree(model, kept, talk, _start(model, state))
         tree.refresh()
         session = object.__new__(cls)
-        session._set(tree, template, sampling, head, heads[head])
+        session._set(Head(tree, head, heads[head]), template, sampling)
         return session
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the talk with all its branches and the state it stands at to one file, whole or not at all."""
         at, heads = self.at, {}
         try:
-            if self._created:
+            if self._head.created:
                 self.tree_.refresh()
                 heads = self.tree_.store.heads(self.name)
         except (StoreError, FileError) as error:  # all the more reason to save what is at hand
@@ -432,7 +396,7 @@ class Session:
         kept = stores.open(store)
         tree, heads, head = file.read(path, model, kept, allow_lineage)
         session = object.__new__(cls)
-        session._set(tree, template, sampling, head, heads[head])
+        session._set(Head(tree, head, heads[head]), template, sampling)
         return session
 
     def _messages(self, at: str | None) -> list[chat.Message]:
@@ -455,44 +419,12 @@ class Session:
         return Turn(node.id, role, said, shown, node.stop, len(node.tokens), node.created)
 
     def __repr__(self) -> str:
-        return f"Session({self.name!r}, {len(self.tree_.path(self._at))} turns, {self.model!r})"
-
-
-def _source(template: str | chat.Template | None) -> str | dict[str, str] | None:
-    """What a talk notes of its template, to find it again: a builtin's name or the text of a Jinja template; of one
-    that is neither, that it was there.
-    """
-    if template is None:
-        return None
-    made = chat.load(template)
-    if isinstance(made, Jinja):
-        return made.source
-    return made.name if BUILTIN.get(made.name) == made else {"own": made.name}
-
-
-def _noted(source: Any, tree: Tree) -> chat.Template:
-    """The template that a talk notes, which is never a file: a talk from elsewhere must not choose what is opened."""
-    weights = tree.model.weights
-    if source is None:
-        return chat.load(None, weights.metadata, weights.path if weights.format == "hf" else None)
-    if not isinstance(source, str):
-        raise InputError(f"the talk {tree.talk.name!r} was held with a template object of your own; give it: template=")
-    return BUILTIN[source] if source in BUILTIN else Jinja(source)
+        return f"Session({self.name!r}, {len(self.tree_.path(self._head.at))} turns, {self.model!r})"
 
 
 def _start(model: Model, state: State | None) -> State:
     """A state before the first token that nobody else changes."""
     return model.state() if state is None else state.copy()
-
-
-def _listed(tools: Sequence[Any]) -> list[Any]:
-    """The tools, if they can be noted as JSON."""
-    try:
-        if isinstance(tools, str):
-            raise TypeError("one text, not a list of them")
-        return list(json.loads(json.dumps([*tools])))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"tools: wanted a list of signatures as text, or of JSON objects ({error})") from None
 
 
 def _message(role: str, content: str) -> chat.Message:
