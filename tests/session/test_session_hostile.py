@@ -305,6 +305,7 @@ def forged(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None])
     settings = json.loads(head["settings"])
     change(settings, turn)
     del head["digest"]
+    head["name"] = settings.pop("name", head["name"])
     made = Talk(**(head | {"settings": json.dumps(settings)}))
     turn["spans"] = tuple(Span(*span) for span in turn["spans"])
     turn |= {"messages": tuple(map(tuple, turn["messages"])), "tokens": tuple(turn["tokens"]), "tail": b""}
@@ -322,6 +323,7 @@ def forged(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None])
         lambda settings, turn: turn["messages"].reverse(),
         lambda settings, turn: turn.update(messages=[]),
         lambda settings, turn: turn.update(sampling="{}"),
+        lambda settings, turn: settings.update(name="../up"),
     ],
 )
 def test_a_forged_talk_is_a_damaged_one(tmp_path: Path, change: Callable[[Any, Any], None]) -> None:
@@ -397,3 +399,17 @@ def test_the_think_mode_of_the_last_turn_is_gone_on_with() -> None:
     resumed = Session.resume(store, "t", tiny())
     assert resumed.say("z", max_tokens=3).text == talk.say("z", max_tokens=3).text
     assert b"z (think a bit)" in bytes(resumed.tokens)
+
+
+class Secretive(Memory):
+    """A store that does not list its talks, such as those that a later Rookery wrote."""
+
+    def talks(self) -> list[tuple[Talk, float]]:
+        return []
+
+
+def test_a_talk_is_loaded_beside_one_of_its_name_that_cannot_be_read(tmp_path: Path) -> None:
+    store = Secretive()
+    Session(tiny(), "world", name="n" * 100).save(tmp_path / "x.talk")
+    names = [Session.load(tmp_path / "x.talk", tiny(), store).name for _ in range(12)]
+    assert names == ["n" * 100, *(f"{'n' * 90}-{n}" for n in range(2, 13))]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -64,8 +67,8 @@ def read(
         raise errors.NewerFile(path, f"was written by a later Rookery (talks of schema {schema}); update this one")
     talk, nodes, heads, head, key = _checked(path, opened)
     check(talk, model, os.fspath(path), allow_lineage)
-    tree = Tree(model, store, _renamed(talk, store), _initial(path, opened, talk, model))
-    store.create(tree.talk)
+    initial = _initial(path, opened, talk, model)
+    tree = Tree(model, store, _made(talk, store), initial)
     tree.nodes = {node.id: node for node in nodes}
     for node in nodes:
         store.add(tree.talk.name, node, stores.MAIN, node.parent)
@@ -94,6 +97,7 @@ def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[st
     try:
         text = json.loads(opened.tensors["talk"].data.tobytes())
         talk = Talk.from_json(text["talk"])
+        check_name(talk.name)
         nodes = [Node.from_json(line, id) for id, line in text["nodes"]]
         heads = {check_name(name, "branch"): at for name, at in text["heads"].items()}
         head = text["head"]
@@ -157,10 +161,12 @@ def _parents_first(nodes: dict[str, Node]) -> list[Node]:
     return [*done.values()]
 
 
-def _renamed(talk: Talk, store: Store) -> Talk:
-    """The talk under a name that is free in the store."""
-    taken = {other.name for other, _ in store.talks()}
-    if talk.name not in taken:
-        return talk
-    name = next(new for n in range(2, 2**31) if (new := f"{talk.name[:90]}-{n}") not in taken)
-    return Talk(name, talk.schema, talk.fingerprint, talk.lineage, talk.tokenizer, talk.settings, talk.created)
+def _made(talk: Talk, store: Store) -> Talk:
+    """The talk, now in the store, under a name that was free there."""
+    stem = talk.name[:90]
+    for n in count(2):
+        with suppress(errors.InputError):  # the name is taken
+            store.create(talk)
+            break
+        talk = replace(talk, name=f"{stem}-{n}")
+    return talk
