@@ -117,7 +117,7 @@ def _tokens(r: _Reader, kind: str, wanted: int) -> tuple[int, ...]:
     if version != wanted:
         error = NewerFile if version > wanted else DamagedFile
         raise error(
-            r.path, f"version {version} of llama.cpp's {kind}; wanted {wanted}: save it with a llama.cpp of 2026"
+            r.path, f"version {version} of llama.cpp's {kind}; wanted {wanted}, as llama-cpp-python 0.3.36 writes"
         )
     count = r.number("I", "the number of tokens")
     ids = r.take(4 * count, f"its {count} tokens").tobytes()
