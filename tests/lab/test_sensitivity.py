@@ -9,13 +9,14 @@ import pytest
 
 import rookery
 import tolerances
-from rookery import Sampling, errors
+from rookery import Sampling, _native, errors
 from rookery.lab import exponents, metrics, sensitivity
 from rookery.lab.substrates import make
 from rookery.lab.substrates.rwkv import RWKV
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TEXT = list(b"The goose crossed the river at night, and nobody saw it swim.")
+native = pytest.mark.skipif(not _native.available(), reason="the native core is not built")
 
 
 def opened(name: str, **how: str) -> rookery.Model:
@@ -47,6 +48,8 @@ def ids(gosling: rookery.Model) -> list[int]:
 def test_qr_exponents_are_the_mean_log_decay(name: str, backend: str) -> None:
     if backend == "torch":
         pytest.importorskip("torch")
+    if backend == "native" and not _native.available():
+        pytest.skip("the native core is not built")
     model = opened(name, backend=backend)
     for i, found in exponents.exponents(model, TEXT).items():
         np.testing.assert_allclose(found.qr, found.mean_log_decay, rtol=0, atol=tolerances.EXPONENT, err_msg=i)
@@ -134,6 +137,7 @@ def test_kl_grows_with_the_square_of_a_push(gosling: rookery.Model, ids: list[in
     assert effect.kl_of_one_percent == pytest.approx(found[1], rel=0.1)
 
 
+@native
 def test_an_arithmetic_that_rounds_by_steps_has_no_sensitivity(ids: list[int]) -> None:
     rwkv = RWKV(rookery.load("gosling"), prefix=ids[:30])
     with pytest.warns(UserWarning, match='1 of 1 pushes had no range of sizes .*dtype="float32"'):
@@ -228,6 +232,7 @@ def test_texts_part_after_a_large_push_and_not_after_none(gosling: rookery.Model
 # the floor
 
 
+@native
 def test_the_floor_is_nought_by_the_law_of_rows_and_not_between_arithmetics(
     gosling: rookery.Model, ids: list[int]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import rookery
 import tolerances
-from rookery import errors
+from rookery import _native, errors
 from rookery.lab import pieces, steering
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -163,6 +163,16 @@ def test_a_residual_contrast_moves_the_odds_too(gosling: rookery.Model) -> None:
     assert np.abs(steered.null_change).max() < 0.5 * steered.change[0]
 
 
+@pytest.mark.skipif(not _native.available(), reason="the native core is not built")
+def test_the_native_back_end_only_listens(gosling: rookery.Model) -> None:
+    found = steering.contrast_residual(gosling, PAIRS[:2], [0])
+    with (
+        pytest.raises(errors.BackendError, match="native back end cannot change the residual stream"),
+        steering.steering_residual(rookery.load("gosling", backend="native"), found),
+    ):
+        pass
+
+
 def test_steering_is_off_after_an_error_and_never_doubled(gosling: rookery.Model) -> None:
     found = steering.contrast_residual(gosling, PAIRS[:2], [0])
     with pytest.raises(ZeroDivisionError), steering.steering_residual(gosling, found):
@@ -175,12 +185,6 @@ def test_steering_is_off_after_an_error_and_never_doubled(gosling: rookery.Model
     ):
         pass
     assert gosling.runner.listener is None
-    native = rookery.load("gosling")
-    with (
-        pytest.raises(errors.BackendError, match="native back end cannot change the residual stream"),
-        steering.steering_residual(native, found),
-    ):
-        pass
     with pytest.raises(errors.InputError, match="at least 2 tokens"):
         steering.effect(gosling, [1], found, [2], [3])
     with pytest.raises(errors.InputError, match="an empty text"):
