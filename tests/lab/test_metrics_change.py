@@ -175,3 +175,10 @@ def test_the_lab_is_not_loaded_by_the_package_and_loads_neither_torch_nor_plots(
         "assert not {'torch', 'matplotlib', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_of_the_lab_is_there() -> None:
+    for name in lab.__all__:
+        assert getattr(lab, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'mood'"):
+        _ = lab.mood

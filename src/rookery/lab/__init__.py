@@ -1,6 +1,8 @@
 """The state lab: watch what a model's state is becoming, disturb it, and say how sure the numbers are.
 
-Its rooms: `metrics` (what is measured). Needs NumPy; plots need the extra `lab`.
+Its rooms: `substrates` (what has a state and is driven), `trace` and `monitor` (what is seen of it), `surgery`,
+`skip`, `bake` and `steering` (what is done to it), `sensitivity` and `exponents` (what follows), `metrics` (what is
+measured), `llama_state` (another program's). Needs NumPy; plots need the extra `lab`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rookery.lab import metrics
+    from rookery.lab import (
+        bake,
+        exponents,
+        llama_state,
+        metrics,
+        monitor,
+        pieces,
+        sensitivity,
+        skip,
+        steering,
+        substrates,
+        surgery,
+        trace,
+    )
     from rookery.lab.metrics.change import coherence, coherence_cv, rel_delta, state_delta
 
 _HOME = {
@@ -18,9 +33,39 @@ _HOME = {
     "rel_delta": "metrics.change",
     "state_delta": "metrics.change",
 }
-_ROOMS = ("metrics",)
+_ROOMS = (
+    "bake",
+    "exponents",
+    "llama_state",
+    "metrics",
+    "monitor",
+    "pieces",
+    "sensitivity",
+    "skip",
+    "steering",
+    "substrates",
+    "surgery",
+    "trace",
+)
 
-__all__ = ["coherence", "coherence_cv", "metrics", "rel_delta", "state_delta"]
+__all__ = [
+    "bake",
+    "coherence",
+    "coherence_cv",
+    "exponents",
+    "llama_state",
+    "metrics",
+    "monitor",
+    "pieces",
+    "rel_delta",
+    "sensitivity",
+    "skip",
+    "state_delta",
+    "steering",
+    "substrates",
+    "surgery",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:
