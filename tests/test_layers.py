@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "state": {"architecture", "formats", "_core", "_native"},
     "backends": {"architecture", "formats", "weights", "state", "_core", "_native"},
     "stream": {"tokenizer", "sampling", "state"},
-    # lab: inside Model.trace and while a trace is open, never on import
+    # lab: inside Model.trace, never on import
     "model": {"architecture", "backends", "weights", "tokenizer", "sampling", "state", "stream", "lab"},
     "chat": {"formats", "tokenizer", "sampling"},
     "store": {"formats", "state"},

@@ -23,7 +23,7 @@ from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
 
 if TYPE_CHECKING:
-    from rookery.lab.trace import Trace
+    from rookery.lab.trace import Trace, Traces
 
 Array = npt.NDArray[Any]
 Tokens = int | Sequence[int] | Array
@@ -62,7 +62,7 @@ class Model:
 
     def __init__(self, weights: Weights, runner: Runner, tokenizer: Tokenizer | None = None) -> None:
         self.weights, self.runner, self._tokenizer = weights, runner, tokenizer
-        self.traces: tuple[Trace, ...] | None = None  # those that are open, as rookery.lab.trace keeps them
+        self.traces: Traces | None = None  # those that are open, as rookery.lab.trace keeps them
 
     @property
     def config(self) -> Config:
@@ -157,9 +157,7 @@ class Model:
         own, traces = [self._own(state) for state in given], self.traces
         if traces is None:
             return self._steps(ids, own, every, progress)
-        from rookery.lab import trace
-
-        return trace.forward(self._steps, traces, ids, given, own, every, progress)
+        return traces.forward(self._steps, ids, given, own, every, progress)
 
     def _steps(
         self, ids: Sequence[Array], states: Sequence[State], every: bool, progress: Progress | None = None

@@ -95,10 +95,10 @@ class Monitor:
         """NaN and infinities by name, of all captures of this run."""
         return self._trace.nonfinite
 
-    def add(self, sequence: int, tokens: Sequence[int], block: Array) -> None:
+    def add(self, sequence: int, tokens: Sequence[int], parts: Sequence[Array]) -> None:
         """Of the trace: measure a capture and write its row."""
         assert self._journal is not None
-        state = State(self.model.config, block[0], self.model.weights)
+        state = State(self.model.config, np.concatenate([part[0] for part in parts]), self.model.weights)
         row: Row = {
             "kind": "capture",
             "run": self._journal.runs,

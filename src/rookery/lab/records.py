@@ -24,6 +24,7 @@ from rookery.formats.raw import map_file
 Array = npt.NDArray[Any]
 
 FORMAT, VERSION = "rookery.trace", 1
+BLOCK = 8 << 20  # bytes of captures that are allocated at once
 ALIGNMENT = 64  # of the first record in a file
 MOST_HEADER = 1 << 14, 1 << 26  # bytes, of most and of all
 
@@ -41,42 +42,58 @@ class Columns:
 class Sink(Protocol):
     """Where captures go."""
 
-    def add(self, sequence: int, tokens: Sequence[int], block: Array) -> None:
-        """K captures [K, W] of one sequence, made after these numbers of tokens; `block` belongs to the sink."""
+    def add(self, sequence: int, tokens: Sequence[int], parts: Sequence[Array]) -> None:
+        """K captures of one sequence, made after these numbers of tokens: side by side, the parts [K, ..] make [K, W].
+        They are views of what will change, to be copied."""
 
 
 class Memory:
-    """All captures, or the last `last` of them."""
+    """All captures, or the last `last` of them, in blocks: fresh memory costs many times what copying to it does, and
+    blocks that are large (huge pages) or used again do not pay that at each capture."""
 
     def __init__(self, columns: Columns, dtype: Any, last: int | None = None) -> None:
         self.columns, self.dtype, self.last = columns, np.dtype(dtype), last
-        self._blocks: deque[tuple[int, Sequence[int], Array]] = deque()
-        self._held = 0
+        rows = max(1, BLOCK // max(1, columns.width * self.dtype.itemsize))
+        self._rows = rows if last is None else min(rows, last)  # of a block
+        self._blocks: deque[tuple[Array, Array]] = deque()  # [rows, 2] of sequence and tokens, [rows, W]
+        self._used = self._rows  # of the newest block
 
-    def add(self, sequence: int, tokens: Sequence[int], block: Array) -> None:
-        if self.last is not None:
-            while self._blocks and self._held - len(self._blocks[0][2]) + len(block) >= self.last:
-                self._held -= len(self._blocks.popleft()[2])
-            if len(block) > self.last:
-                tokens, block = tokens[-self.last :], block[-self.last :].copy()
-        self._blocks.append((sequence, tokens, block))
-        self._held += len(block)
+    def add(self, sequence: int, tokens: Sequence[int], parts: Sequence[Array]) -> None:
+        done = 0
+        while done < len(tokens):
+            if self._used == self._rows:
+                self._blocks.append(self._next())
+                self._used = 0
+            index, block = self._blocks[-1]
+            begin, n = self._used, min(len(tokens) - done, self._rows - self._used)
+            index[begin : begin + n, 0] = sequence
+            index[begin : begin + n, 1] = tokens[done : done + n]
+            np.concatenate([part[done : done + n] for part in parts], axis=1, out=block[begin : begin + n])
+            self._used += n
+            done += n
+
+    def _next(self) -> tuple[Array, Array]:
+        """An empty block; the oldest one where those after it hold enough."""
+        if self.last is not None and (len(self._blocks) - 1) * self._rows >= self.last:
+            return self._blocks.popleft()
+        return np.empty((self._rows, 2), np.int64), np.empty((self._rows, self.columns.width), self.dtype)
 
     def sequence(self) -> Array:
-        return self._index([np.full(len(tokens), number) for number, tokens, _ in self._blocks])
+        return self._column(0, slice(0, 1))[:, 0]
 
     def tokens(self) -> Array:
-        return self._index([np.asarray(tokens) for _, tokens, _ in self._blocks])
+        return self._column(0, slice(1, 2))[:, 0]
 
     def column(self, name: str) -> Array:
         """[captures, ...], a copy."""
-        place, shape = self.columns.places[name], self.columns.shapes[name]
-        parts = [block[:, place] for _, _, block in self._blocks] or [np.empty((0, prod(shape)), self.dtype)]
-        whole = np.concatenate(parts)
-        return (whole if self.last is None else whole[-self.last :]).reshape(-1, *shape)
+        return self._column(1, self.columns.places[name]).reshape(-1, *self.columns.shapes[name])
 
-    def _index(self, parts: list[Array]) -> Array:
-        whole = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+    def _column(self, which: int, place: slice) -> Array:
+        parts = [pair[which][:, place] for pair in self._blocks]
+        if not parts:
+            return np.empty((0, place.stop - place.start), (np.dtype(np.int64), self.dtype)[which])
+        parts[-1] = parts[-1][: self._used]
+        whole = np.concatenate(parts)
         return whole if self.last is None else whole[-self.last :]
 
 
@@ -123,9 +140,10 @@ class File:
     def begun(self) -> bool:
         return self._end > 0
 
-    def add(self, sequence: int, tokens: Sequence[int], block: Array) -> None:
-        rows = np.empty(len(block), self._record)
-        rows["sequence"], rows["token"], rows["values"] = sequence, tokens, block
+    def add(self, sequence: int, tokens: Sequence[int], parts: Sequence[Array]) -> None:
+        rows = np.empty(len(tokens), self._record)
+        rows["sequence"], rows["token"] = sequence, tokens
+        np.concatenate(parts, axis=1, out=rows["values"])
         for row in rows:  # a record, a write
             self._write(row.tobytes())
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from numbers import Integral
 from re import sub
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -95,11 +96,12 @@ class Trace:
         self.nonfinite: dict[str, int] = {}
         self.constants: dict[str, Array] = {}
         self._dtype = np.dtype(dtype or model.runner.dtype)
+        self._narrow = self._dtype.itemsize < model.runner.dtype.itemsize
         self._layout()
         self._file, self._kept = file, sink or Memory(self._columns, self._dtype, self.last)
         self._entered = self._closed = self._overflowed = False
         self._lock = threading.Lock()
-        self._places: WeakKeyDictionary[State, Place] = WeakKeyDictionary()
+        self._places: dict[ref[State], Place] = {}  # a state that is let go of takes its entry along
         self._sequences = self._captures = 0
 
     def _layout(self) -> None:
@@ -128,9 +130,10 @@ class Trace:
             self._kept = self._open(self._file)
         try:
             with _opening:
-                before = self.model.traces or ()
-                _listen(self.model, before, (*before, self))  # first, so that no step is followed and not heard
-                self.model.traces = (*before, self)
+                before = self.model.traces or Traces()
+                after = Traces((*before, self))
+                _listen(self.model, before, after)  # first, so that no step is followed and not heard
+                self.model.traces = after
         except BaseException:
             self._close()
             raise
@@ -141,8 +144,8 @@ class Trace:
     ) -> None:
         self._close()  # first: a step that another thread is in may no longer be heard
         with _opening:
-            before = self.model.traces or ()
-            left = tuple(t for t in before if t is not self)
+            before = self.model.traces or Traces()
+            left = Traces(t for t in before if t is not self)
             self.model.traces = left or None
             _listen(self.model, before, left)
         if kind is None:
@@ -213,108 +216,149 @@ class Trace:
 
     def follow(self, given: Sequence[State | None], own: Sequence[State]) -> list[Place]:
         """Where each sequence of a forward stands that begins at the `given` states and works on its `own`."""
-        with self._lock:
-            return [self._follow(state, mine) for state, mine in zip(given, own, strict=True)]
+        return [self._follow(state, mine) for state, mine in zip(given, own, strict=True)]
 
     def _follow(self, state: State | None, mine: State) -> Place:
-        before = None if state is None else self._places.get(state)
+        before = None if state is None else self._places.get(ref(state))
         if before is not None and before.token == before.run.length:
             place = Place(before.run, before.token)
         else:  # a beginning, or a branch
             token = before.token if before else 0
-            place = Place(Run(self._sequences, token), token)
-            self._sequences += 1
-        self._places[mine] = place
+            with self._lock:
+                place = Place(Run(self._sequences, token), token)
+                self._sequences += 1
+        self._places[ref(mine, self._places.pop)] = place
         return place
 
+    def fits(self, places: list[Place], pieces: Sequence[Array]) -> bool:
+        """Whether these may be fed at once."""
+        if self._cuts:  # said as a loop, since it runs with every token
+            for place, piece in zip(places, pieces):  # noqa: B905
+                if len(piece) > self.every - place.token % self.every:
+                    return False
+        return True
+
     def until(self, place: Place) -> int:
-        """Tokens that may be fed at once from here."""
+        """How many tokens may be fed at once from here."""
         return self.every - place.token % self.every if self._cuts else model_room.CHUNK
 
-    def take(self, places: list[Place], lengths: list[int], own: list[State], heard: Mapping[str, Array]) -> None:
-        """Capture what is due after a step of `lengths` tokens a sequence."""
+    def take(
+        self, places: list[Place], pieces: Sequence[Array], states: Sequence[State], heard: Mapping[str, Array]
+    ) -> None:
+        """Capture what is due after a step that fed these pieces."""
         with self._lock:
             if self._closed:  # while a step of another thread ran
                 return
-            if not self.heard <= heard.keys():
-                raise InputError("model.runner.listen was called while a trace was open; open a trace instead")
-            if self._constant and not self.constants:
-                self.constants = {name: heard[name].copy() for name in self.names if name in self._constant}
-                if isinstance(self._kept, File):
-                    self._kept.begin(self.constants)
+            if self.heard:
+                self._hear(heard)
             row = 0
-            for place, length, state in zip(places, lengths, own, strict=True):
-                begin, place.token = place.token, place.token + length
-                place.run.length = place.token
-                due = range(begin + self.every - begin % self.every, place.token + 1, self.every)
-                if due and self._columns.width:
+            for place, piece, state in zip(places, pieces, states, strict=True):
+                begin = place.token
+                first = begin + self.every - begin % self.every
+                place.token = place.run.length = begin + len(piece)
+                if first <= place.token and self._columns.width:
+                    due = range(first, place.token + 1, self.every)
                     self._take(place.run.number, due, row - begin - 1, state, heard)
-                row += length
+                row += len(piece)
+
+    def _hear(self, heard: Mapping[str, Array]) -> None:
+        if not self.heard <= heard.keys():
+            raise InputError("model.runner.listen was called while a trace was open; open a trace instead")
+        if self._constant and not self.constants:
+            self.constants = {name: heard[name].copy() for name in self.names if name in self._constant}
+            if isinstance(self._kept, File):
+                self._kept.begin(self.constants)
 
     def _take(self, number: int, due: range, shift: int, state: State, heard: Mapping[str, Array]) -> None:
         """`shift` leads from a token's number to its row among those of the step."""
         rows = slice(due.start + shift, due.stop + shift, due.step)
         parts = [heard[name][rows].reshape(len(due), -1) for name in self._rows]
         parts += [state.flat[None, cut] for cut in self._cuts]
-        block = self._checked(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0].copy())
+        if not all(np.isfinite(part).all() for part in parts):
+            self._count(np.concatenate(parts, axis=1))
+        if self._narrow:
+            parts = self._narrowed(parts)
         self._captures += len(due)
-        self._kept.add(number, due, block)
+        self._kept.add(number, due, parts)
 
-    def _checked(self, block: Array) -> Array:
-        """As it is kept; what is not finite is counted, of both what the model made and what narrowing made of it."""
-        with np.errstate(all="ignore"):
-            if not np.isfinite(block.sum()):  # a sum of many large numbers may be infinite too: then none are counted
-                for name, place in self._columns.places.items():
-                    if bad := _nonfinite(block[:, place]):
-                        self.nonfinite[name] = self.nonfinite.get(name, 0) + bad
-            if block.dtype == self._dtype:
-                return block
-            narrow = block.astype(self._dtype)
-            if not np.isfinite(narrow.sum()) and _nonfinite(narrow) > _nonfinite(block):
-                self._overflowed = True
-            return narrow
+    def _count(self, block: Array) -> None:
+        for name, place in self._columns.places.items():
+            if bad := _nonfinite(block[:, place]):
+                self.nonfinite[name] = self.nonfinite.get(name, 0) + bad
+
+    def _narrowed(self, parts: list[Array]) -> list[Array]:
+        with np.errstate(over="ignore"):
+            narrow = [part.astype(self._dtype) for part in parts]
+        self._overflowed |= sum(map(_nonfinite, narrow)) > sum(map(_nonfinite, parts))
+        return narrow
 
 
-Steps = Callable[[Sequence[Array], Sequence[State], bool], list[tuple[Array, State]]]
+Steps = Callable[[Sequence[Array], Sequence[State], bool, Any], list[tuple[Array, State]]]
 
 
-def forward(
-    steps: Steps,
-    traces: Sequence[Trace],
-    ids: Sequence[npt.NDArray[np.int64]],
-    given: Sequence[State | None],
-    own: Sequence[State],
-    every: bool,
-    progress: Progress | None,
-) -> list[tuple[Array, State]]:
-    """`Model.forward` under open traces: its `steps`, cut where a state is due. `own` are changed.
+class Traces(tuple[Trace, ...]):
+    """Those that are open on a model, in the order in which they were opened."""
 
-    The law of rows makes the cuts invisible in the native and reference back ends; torch's results differ within the
-    tolerance of its chunked forms.
-    """
-    followed = [(trace, trace.follow(given, own)) for trace in traces]
-    listening = any(trace.heard for trace in traces)
-    out: list[list[Array]] = [[] for _ in ids]
-    at, longest = [0] * len(ids), max(map(len, ids), default=0)
-    while active := [b for b, rows in enumerate(ids) if at[b] < len(rows)]:
-        if progress:
-            progress(min(at[b] for b in active), longest)
-        room = [min(trace.until(places[b]) for trace, places in followed) for b in active]
-        lengths = [min(n, model_room.CHUNK, len(ids[b]) - at[b]) for n, b in zip(room, active, strict=True)]
-        pieces = [ids[b][at[b] : at[b] + n] for b, n in zip(active, lengths, strict=True)]
-        states = [own[b] for b in active]
+    @cached_property
+    def heard(self) -> frozenset[str]:
+        """The points of rows that any of them wants."""
+        return frozenset[str]().union(*(trace.heard for trace in self))
+
+    def forward(
+        self,
+        steps: Steps,
+        ids: Sequence[npt.NDArray[np.int64]],
+        given: Sequence[State | None],
+        own: Sequence[State],
+        every: bool,
+        progress: Progress | None,
+    ) -> list[tuple[Array, State]]:
+        """`Model.forward` under these traces: its `steps`, cut where a state is due. `own` are changed.
+
+        The law of rows makes the cuts invisible in the native and reference back ends; torch's results differ within
+        the tolerance of its chunked forms.
+        """
+        followed = [trace.follow(given, own) for trace in self]
+        longest = max(map(len, ids), default=0)
+        whole = longest <= model_room.CHUNK
+        for trace, mine in zip(self, followed, strict=True):
+            whole = whole and trace.fits(mine, ids)
+        if whole:  # as when decoding
+            return self._step(steps, ids, own, followed, every, progress)
+        at, out = [0] * len(ids), [list[Array]() for _ in ids]
+        while active := [b for b, rows in enumerate(ids) if at[b] < len(rows)]:
+            if progress:
+                progress(min(at[b] for b in active), longest)
+            places = [[mine[b] for b in active] for mine in followed]
+            rooms = [min(model_room.CHUNK, *map(Trace.until, self, each)) for each in zip(*places, strict=True)]
+            pieces = [ids[b][at[b] : at[b] + room] for b, room in zip(active, rooms, strict=True)]
+            results = self._step(steps, pieces, [own[b] for b in active], places, every, None)
+            for b, piece, (logits, _) in zip(active, pieces, results, strict=True):
+                out[b] = [*out[b], logits] if every else [logits]
+                at[b] += len(piece)
+        return [(np.concatenate(rows) if every else rows[-1], s) for rows, s in zip(out, own, strict=True)]
+
+    def _step(
+        self,
+        steps: Steps,
+        pieces: Sequence[npt.NDArray[np.int64]],
+        states: Sequence[State],
+        places: list[list[Place]],
+        every: bool,
+        progress: Progress | None,
+    ) -> list[tuple[Array, State]]:
+        """One step of the runner, and what is due after it; `places` by trace and sequence."""
         heard: dict[str, Array] = {}
-        _now.heard = heard if listening else None
+        if self.heard:
+            _now.heard = heard
         try:
-            results = steps(pieces, states, every)
+            results = steps(pieces, states, every, progress)
         finally:
-            _now.heard = None
-        for b, n, (logits, _) in zip(active, lengths, results, strict=True):
-            out[b] = [*out[b], logits] if every else [logits]
-            at[b] += n
-        for trace, places in followed:
-            trace.take([places[b] for b in active], lengths, states, heard)
-    return [(np.concatenate(rows) if every else rows[-1], s) for rows, s in zip(out, own, strict=True)]
+            if self.heard:
+                _now.heard = None
+        for trace, mine in zip(self, places, strict=True):
+            trace.take(mine, pieces, states, heard)
+        return results
 
 
 def matching(config: Config, patterns: Sequence[str]) -> list[str]:
@@ -339,11 +383,10 @@ def _any_layer(name: str) -> str:
     return sub(r"\blayers\.[^.]*", "layers.*", name)
 
 
-def _listen(model: Model, before: Sequence[Trace], after: Sequence[Trace]) -> None:
+def _listen(model: Model, before: Traces, after: Traces) -> None:
     """Have the runner tell of what the traces `after` want, where that differs from what those `before` did."""
-    old, new = (frozenset[str]().union(*(t.heard for t in traces)) for traces in (before, after))
-    if new != old:
-        model.runner.listen(_hear if new else None, new)
+    if after.heard != before.heard:
+        model.runner.listen(_hear if after.heard else None, after.heard)
 
 
 def _hear(name: str, rows: Array) -> None:
