@@ -140,7 +140,7 @@ EXPONENT_SUM = 1e-3
 LOG_DECAY = 1e-12
 
 # Lyapunov exponents over a finite product, absolute, per tick: the frame's first turns count 1/T of a few logarithms.
-EXPONENT = 5e-2
+EXPONENT_PRODUCT = 5e-2
 
 # The autocorrelation time of 200,000 ticks of AR(1), relative: scatter of 2 % at phi = 0.9; seeded.
 TAU = 0.08

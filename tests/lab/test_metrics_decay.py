@@ -69,11 +69,12 @@ def test_decays_of_v6_and_v7_are_traced() -> None:
     assert band.half_life == pytest.approx([math.log(2) / mean, math.log(2) / -math.log(0.8)], rel=METRIC)
     assert band.low == pytest.approx([1, math.log(2) / -math.log(0.8)], rel=METRIC)
     assert band.high == pytest.approx([math.log(2) / -math.log(0.9), math.log(2) / -math.log(0.8)], rel=METRIC)
-    x[5, 0] = np.nan
-    broken = metrics.traced_half_life(x)
-    assert broken.nonfinite == 1
-    assert np.isnan([broken.half_life[0], broken.low[0], broken.high[0]]).all()
-    assert np.isfinite(broken.half_life[1])
+    for bad in (np.nan, -np.inf):
+        x[5, 0] = bad
+        broken = metrics.traced_half_life(x)
+        assert broken.nonfinite == 1
+        assert np.isnan([broken.half_life[0], broken.low[0], broken.high[0]]).all()
+        assert np.isfinite(broken.half_life[1])
 
 
 def test_v7_factors_are_what_its_state_does() -> None:

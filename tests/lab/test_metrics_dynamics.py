@@ -9,7 +9,7 @@ import pytest
 
 from rookery import errors
 from rookery.lab import metrics
-from tolerances import EXPONENT, FITTED, METRIC, TAU
+from tolerances import EXPONENT_PRODUCT, FITTED, METRIC, TAU
 
 
 def test_exponents_of_decays_are_their_mean_logarithms() -> None:
@@ -25,7 +25,7 @@ def test_exponents_of_commuting_matrices() -> None:
     matrices = basis * values[..., None, :] @ basis.swapaxes(1, 2)
     expected = np.log(np.abs(values)).mean(0)
     np.testing.assert_allclose(metrics.lyapunov(matrices, skip=200), np.log(np.abs(values[200:])).mean(0), atol=1e-8)
-    np.testing.assert_allclose(metrics.lyapunov(matrices), expected, atol=EXPONENT)  # the frame turns at first
+    np.testing.assert_allclose(metrics.lyapunov(matrices), expected, atol=EXPONENT_PRODUCT)  # the frame turns at first
 
 
 def test_the_sum_of_exponents_is_the_mean_log_determinant() -> None:
@@ -47,7 +47,7 @@ def test_v7_products_may_grow_though_no_factor_does() -> None:
     g = alternating(400)
     assert np.abs(np.linalg.eigvals(g)).max() == pytest.approx(1)
     top = metrics.lyapunov(g, rows=True)[0]
-    assert math.exp(top) == pytest.approx(math.sqrt(5 / 4), abs=EXPONENT)  # 1.118
+    assert math.exp(top) == pytest.approx(math.sqrt(5 / 4), abs=EXPONENT_PRODUCT)  # 1.118
     assert metrics.transient_growth(g[:2], rows=True).largest > 1
 
 
@@ -156,6 +156,13 @@ def test_recovery_finds_half_life_and_floor(tau: float, floor: float) -> None:
     if tau > 1:
         assert fit.amplitude == pytest.approx(0.05, rel=FITTED)
     assert fit.residual < 0.02
+
+
+def test_recovery_to_the_very_bits() -> None:
+    t = np.arange(120)
+    fit = metrics.recovery(np.where(t < 60, 0.05 * np.exp(-t / 6), 0.0))
+    assert fit.half_life == pytest.approx(6 * math.log(2), rel=FITTED)
+    assert fit.floor < 1e-5  # the least that was seen is 0.05 e^-10
 
 
 def test_recovery_that_does_not_come() -> None:

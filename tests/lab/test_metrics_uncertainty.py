@@ -127,6 +127,8 @@ def test_too_little_to_say() -> None:
     with pytest.warns(UserWarning, match="from 4 prompts is too narrow"):
         metrics.bootstrap([1.0, 2.0, 3.0, 4.0])
     with pytest.warns(UserWarning, match="from 2 prompts"):
+        metrics.bootstrap([[1.0, 2.0, 3.0], [2.0, 4.0]], block=2)
+    with pytest.warns(UserWarning, match="from 2 prompts"):
         metrics.paired([1.0, 2.0], [2.0, 4.0])
     for groups, block, said in (([1.0], None, "one prompt"), ([], None, "nothing"), ([[1.0], []], None, "nothing")):
         with pytest.raises(errors.InputError, match=said):

@@ -134,7 +134,7 @@ def recovery(curve: Any) -> Recovery:
         raise InputError("a distance below 0: recovery is fitted to ||x' - x||, or that over ||x||")
     if not y.any():
         return Recovery(float("nan"), 0.0, 0.0, 0.0)
-    weight = 1 / np.maximum(y, 1e-12 * y.max())
+    weight = 1 / np.maximum(y, y[y > 0].min())  # an exact 0 says no more than the least that was seen
     lowest, highest = log(STEEPEST), log(GENTLEST * len(y))
     for _ in range(6):  # each grid is laid between the best one's neighbours
         grid = np.linspace(lowest, highest, 41)

@@ -59,7 +59,7 @@ def bootstrap(
     _checked(draws, level)
     if block is not None and block < 1:
         raise InputError(f"block {block}: 1 or more values are wanted")
-    if block is None and len(values) < FEW:
+    if 1 < len(values) < FEW:
         _warn_of_few(len(values))
     rng = np.random.default_rng(seed)
     found = np.empty(draws)
