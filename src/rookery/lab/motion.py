@@ -88,12 +88,14 @@ def ranks(states: Mapping[str, Array], every: int) -> Record:
 
 
 def sketch(states: Mapping[str, Array]) -> Record:
-    """Directions of all components together, projected to [T + 1, WIDTH]: for pictures of trajectories.
+    """Directions of what is carried slowly, projected to [T + 1, WIDTH]: for pictures of trajectories.
 
-    Every component is scaled to length 1 at each tick, so that none outweighs the others by its units.
+    Of an RWKV that is the WKV state, without the token shifts, which are new at each token; else all components. Each is
+    scaled to length 1 at each tick, so that none outweighs the others by its units.
     """
+    slow = {name: rows for name, rows in states.items() if name.endswith(".wkv")} or states
     parts = []
-    for name, rows in states.items():
+    for name, rows in slow.items():
         flat = rows.reshape(len(rows), -1).astype(np.float64)
         length = np.linalg.norm(flat, axis=1, keepdims=True)
         parts.append(_projected(name, flat / np.where(length > 0, length, 1.0)))

@@ -253,7 +253,8 @@ class _Summary:
             known = {"frozen": "0", "iid": "minus infinity", "ar1": "the logarithm of each channel's autocorrelation"}
             self._none("teacher", WHOLE, "exponent", f"known beforehand: {known[self.name]}")
         elif "exponent" in self.first:
-            self._add("teacher", WHOLE, "exponent", self._by_prompt(lambda r: r["exponent"][WHOLE]))
+            note = "of two neighbours, over the ticks after the push: few for the direction that grows most to show"
+            self._add("teacher", WHOLE, "exponent", self._by_prompt(lambda r: r["exponent"][WHOLE]), note=note)
         for name in self.first.get("forgetting", {}):
             self._forgetting_of(name)
         if "forgetting" in self.first:
@@ -336,6 +337,9 @@ class _Summary:
             "elsewhere": "on another back end",
             "repeated": "the same run again",
         }
+        if self.name in NULLS:
+            why = "computed in float64 from a seed, always in the same order: equal to the bit"
+            self._none("teacher", WHOLE, "floor", why)
         for way in self.first.get("floor", {}):
             for name in self.components:
                 values = self._by_prompt(self._picker("floor", way, name))
