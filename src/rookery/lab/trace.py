@@ -232,15 +232,15 @@ class Trace:
 
     def fits(self, places: list[Place], pieces: Sequence[Array]) -> bool:
         """Whether these may be fed at once."""
-        if self._cuts:  # said as a loop, since it runs with every token
-            for place, piece in zip(places, pieces):  # noqa: B905
-                if len(piece) > self.every - place.token % self.every:
-                    return False
+        for place, piece in zip(places, pieces, strict=True):  # noqa: SIM110  # runs with every token, so quickly
+            if len(piece) > self.until(place):
+                return False
         return True
 
     def until(self, place: Place) -> int:
         """How many tokens may be fed at once from here."""
-        return self.every - place.token % self.every if self._cuts else model_room.CHUNK
+        most = model_room.CHUNK  # a step of the runner, after which it tells what it heard
+        return min(most, self.every - place.token % self.every) if self._cuts else most
 
     def take(
         self, places: list[Place], pieces: Sequence[Array], states: Sequence[State], heard: Mapping[str, Array]
@@ -318,19 +318,19 @@ class Traces(tuple[Trace, ...]):
         The law of rows makes the cuts invisible in the native and reference back ends; torch's results differ within
         the tolerance of its chunked forms.
         """
-        followed = [trace.follow(given, own) for trace in self]
-        longest = max(map(len, ids), default=0)
-        whole = longest <= model_room.CHUNK
-        for trace, mine in zip(self, followed, strict=True):
+        followed, whole = list[list[Place]](), True
+        for trace in self:
+            followed.append(mine := trace.follow(given, own))
             whole = whole and trace.fits(mine, ids)
         if whole:  # as when decoding
             return self._step(steps, ids, own, followed, every, progress)
+        longest = max(map(len, ids))
         at, out = [0] * len(ids), [list[Array]() for _ in ids]
         while active := [b for b, rows in enumerate(ids) if at[b] < len(rows)]:
             if progress:
                 progress(min(at[b] for b in active), longest)
             places = [[mine[b] for b in active] for mine in followed]
-            rooms = [min(model_room.CHUNK, *map(Trace.until, self, each)) for each in zip(*places, strict=True)]
+            rooms = [min(map(Trace.until, self, each)) for each in zip(*places, strict=True)]
             pieces = [ids[b][at[b] : at[b] + room] for b, room in zip(active, rooms, strict=True)]
             results = self._step(steps, pieces, [own[b] for b in active], places, every, None)
             for b, piece, (logits, _) in zip(active, pieces, results, strict=True):
@@ -349,12 +349,13 @@ class Traces(tuple[Trace, ...]):
     ) -> list[tuple[Array, State]]:
         """One step of the runner, and what is due after it; `places` by trace and sequence."""
         heard: dict[str, Array] = {}
-        if self.heard:
-            _now.heard = heard
-        try:
+        if not self.heard:
             results = steps(pieces, states, every, progress)
-        finally:
-            if self.heard:
+        else:
+            _now.heard = heard
+            try:
+                results = steps(pieces, states, every, progress)
+            finally:
                 _now.heard = None
         for trace, mine in zip(self, places, strict=True):
             trace.take(mine, pieces, states, heard)
