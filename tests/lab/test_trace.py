@@ -181,7 +181,9 @@ def test_long_prompts_in_chunks(model: rookery.Model, monkeypatch: pytest.Monkey
     assert np.array_equal(after.flat, state.flat)
     assert seen == [0, 8, 13, 21, 26, 34, 39]
     assert t.tokens.tolist() == list(range(3, 40, 3))
-    with model.trace("layers.1.resid", "state.layers.0.wkv", every=37) as rare, model.trace("layers.1.resid") as each:
+    with model.trace("layers.1.resid") as each:
+        model.forward(TOKENS)
+    with model.trace("layers.1.resid", "state.layers.0.wkv", every=37) as rare:
         model.forward(TOKENS)
     assert rare.tokens.tolist() == [37]
     assert np.array_equal(rare["layers.1.resid"], each["layers.1.resid"][36:37])
