@@ -35,14 +35,14 @@ class Forgetful(Memory):
 def long_talk(model: rookery.Model, store: Store, tokens: int, turn: int = 500) -> rookery.Session:
     talk = rookery.Session(model, store=store, name=f"{tokens}")
     each = max(1, min(turn, tokens // 3) // len(model.tokenizer.encode(SENTENCE)))
-    while talk.tree_.prefix(Place(talk.at)).count < tokens:
+    while talk._tree.prefix(Place(talk.at)).count < tokens:
         _ = talk.say(SENTENCE * each, max_tokens=4).text
     return talk
 
 
 def back(talk: rookery.Session) -> tuple[float, float, int]:
     """Milliseconds of rewind(1) and of the first piece of another reply, and the tokens read for it."""
-    talk.tree_._live.clear()
+    talk._tree._live.clear()
     begin = time.perf_counter()
     talk.rewind(1)
     rewound = time.perf_counter()
@@ -68,7 +68,7 @@ def rewinds(model: rookery.Model, lengths: list[int], repeats: int, folder: Path
                 seen[kind].append(back(talk))
         for kind, rows in seen.items():
             rewind, piece, read = (statistics.median(column) for column in zip(*rows, strict=True))
-            count = talks[kind].tree_.prefix(Place(talks[kind].at)).count
+            count = talks[kind]._tree.prefix(Place(talks[kind].at)).count
             print(f"{count:>8} {kind:<8}{rewind:>12.2f}{piece:>17.2f}{read:>13.0f}")
 
 

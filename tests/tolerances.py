@@ -159,4 +159,4 @@ COVERAGE = 0.05
 STANDARD_ERROR = 0.2
 
 # Lyapunov exponents by QR against the mean of the same float64 log-decays, nats a token: rounding of exp and log.
-EXPONENT = 1e-9
+EXPONENT_EQUAL = 1e-9

@@ -166,20 +166,20 @@ def test_damaged_states_are_made_again(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1] + b"U")
     resumed = Session.resume(place, "talk", tiny())
     same(resumed, talk)
-    assert resumed.tree_.read_tokens == len(talk.tokens)
+    assert resumed._tree.read_tokens == len(talk.tokens)
 
 
 def test_another_models_state_under_our_key_is_not_taken(tmp_path: Path) -> None:
     place = Memory()
     talk = Session(tiny(), "world", store=place, name="talk")
     _ = talk.say("x", max_tokens=5).text
-    key = talk.tree_.prefix(Place(talk.at)).key
+    key = talk._tree.prefix(Place(talk.at)).key
     found = place.get(key)
     assert found is not None
     place.put(key, type(found)(found.flat + 1, found.logits, found.tokens, "0" * 64, found.version))
     resumed = Session.resume(place, "talk", tiny())
     same(resumed, talk)
-    assert resumed.tree_.read_tokens == len(talk.tokens)
+    assert resumed._tree.read_tokens == len(talk.tokens)
 
 
 def test_another_models_talk_is_refused(tmp_path: Path) -> None:

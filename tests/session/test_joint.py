@@ -97,7 +97,7 @@ def test_what_is_said_turn_by_turn_is_encoded_as_the_whole(name: str, turns: lis
         return  # a user wrote "Assistant:" himself
     whole = [token for part in parts[:-1] for token in tokens.encode(part + b"Assistant:")]
     assert talk.tokens == whole + tokens.encode(parts[-1])
-    said = (text + talk.tree_.nodes[str(talk.at)].tail).decode()
+    said = (text + talk._tree.nodes[str(talk.at)].tail).decode()
     rendered = talk.template.render(talk._messages(talk.at), reply=False)
     assert "".join(said.split()) == "".join(rendered.split())
 
@@ -144,9 +144,9 @@ def test_old_thoughts_are_left_out_and_little_is_read_again(think: str) -> None:
     answers = [f"User: Question {n}, with some words in it?\n\nAssistant: Yes, number {n}.\n\n" for n in range(5)]
     last = f"User: Question 5, with some words in it?{THINK[think][0]}\n\nAssistant: <think>\nhm, hm</think>\n"
     assert text == "".join(answers) + last + "Yes, number 5."
-    assert sum(len(node.tokens) for node in talk.tree_.nodes.values()) < 6 * 70
+    assert sum(len(node.tokens) for node in talk._tree.nodes.values()) < 6 * 70
     resumed = talk.branch()
-    resumed.tree_._live.clear()
+    resumed._tree._live.clear()
     assert model.history(resumed.state) == tuple(talk.tokens)
 
 

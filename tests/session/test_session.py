@@ -131,10 +131,10 @@ def test_evicted_states_are_read_anew_to_the_bit(version: str) -> None:
             return None
 
     poor = talk_of(tiny(version), sampling="seeded", store=Forgetful())
-    poor.tree_._live.clear()
+    poor._tree._live.clear()
     same(poor, talk_of(tiny(version), sampling="seeded"))
     poor.rewind(2)
-    poor.tree_._live.clear()
+    poor._tree._live.clear()
     same(poor, talk_of(tiny(version), SAID[:2], sampling="seeded"))
 
 
@@ -226,3 +226,40 @@ def test_a_talk_finds_its_template_again(tmp_path: Path) -> None:
         resumed = Session.resume(tmp_path / "talks.db", f"{n}", tiny())
         assert resumed.say("y", max_tokens=3).text is not None
         assert bytes(resumed.tokens).startswith((b"<u>x<a>", b"<u>x<a>", b"Bob: x\n\nAlice:", b"x")[n])
+
+
+def test_a_resumed_talk_draws_as_its_last_reply_was_drawn(tmp_path: Path) -> None:
+    bias = rookery.Sampling(temperature=1.3, top_p=0.9, presence=0.4, penalty="rapid", logit_bias={7: -1.5, 9: -np.inf})
+    whole = Session(tiny(), "world", bias, seed=3)
+    cut = Session(tiny(), "world", bias, seed=3, store=tmp_path / "talks.db", name="talk")
+    for talk in (whole, cut):
+        _ = talk.say("x", max_tokens=9).text
+    cut.save(tmp_path / "x.talk")
+    resumed = Session.resume(tmp_path / "talks.db", "talk", tiny())
+    loaded = Session.load(tmp_path / "x.talk", tiny())
+    assert resumed.sampling == loaded.sampling == bias
+    for talk in (whole, resumed, loaded):
+        _ = talk.say("y", max_tokens=9).text
+    same(resumed, whole)
+    same(loaded, whole)
+    assert [turn.parent for turn in whole.turns] == [None, whole.turns[0].id]
+
+
+def test_a_talk_is_loaded_into_a_file_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rookery.store.database import Database
+
+    talk = talk_of(tiny())
+    talk.save(tmp_path / "x.talk")
+    begun: list[object] = []
+    real = Database.writing
+
+    def counted(self: Database, durable: bool = True) -> object:
+        begun.append(None if self._connection is None else self._connection.in_transaction)
+        return real(self, durable)
+
+    monkeypatch.setattr(Database, "writing", counted)
+    loaded = Session.load(tmp_path / "x.talk", tiny(), tmp_path / "talks.db")
+    assert begun.count(True) >= len(SAID)
+    assert len(begun) - begun.count(True) <= 4  # the talk, its turns, the state
+    same(loaded, talk)
+    same(Session.resume(tmp_path / "talks.db", loaded.name, tiny()), talk)

@@ -89,7 +89,7 @@ class Walk:
     def asked(self, talk: Session, text: str, role: str) -> None:
         """What the model read is what the template writes, but for blanks around what was written before."""
         *before, last, _ = talk._messages(talk.at)
-        node = talk.tree_.nodes[str(talk.at)]
+        node = talk._tree.nodes[str(talk.at)]
         whole = talk.template.render([*before, last], think=talk.think, tools=talk.settings["tools"])
         reply = len(talk.tokens) - (len(node.tokens) - json.loads(node.sampling)["asked"])
         read = self.model.tokenizer.decode(talk.tokens[:reply])
@@ -150,8 +150,8 @@ class Walk:
     def forget(self, at: int) -> None:
         """Every state is gone."""
         talk = self.all[at][0]
-        talk.tree_._live.clear()
-        for node in talk.tree_.nodes.values():
+        talk._tree._live.clear()
+        for node in talk._tree.nodes.values():
             self.store._drop(node.key)
 
     def check(self, at: int) -> None:

@@ -32,7 +32,7 @@ def test_saved_and_loaded_goes_on_exactly(version: str, tmp_path: Path) -> None:
     talk.save(tmp_path / "x.talk")
     loaded = Session.load(tmp_path / "x.talk", model, sampling=SAMPLINGS["seeded"])
     same(loaded, talk)
-    assert loaded.tree_.read_tokens == 0  # the saved state was taken over
+    assert loaded._tree.read_tokens == 0  # the saved state was taken over
     assert loaded.say(SAID[3], max_tokens=10).text == talk.say(SAID[3], max_tokens=10).text
     same(loaded, talk)
 
@@ -41,7 +41,7 @@ def test_all_branches_come_along(talk: Session, tmp_path: Path) -> None:
     talk.save(tmp_path / "x.talk")
     store = Memory()
     loaded = Session.load(tmp_path / "x.talk", tiny(), store)
-    assert store.heads("a talk") == talk.tree_.store.heads("a talk")
+    assert store.heads("a talk") == talk._tree.store.heads("a talk")
     aside = Session.resume(store, "a talk", tiny(), head="aside")
     assert [turn.user for turn in aside.turns] == [*SAID[:3], "Or else?"]
     drawn = [(depth, turn.id, heads) for depth, turn, heads, _ in loaded.tree()]

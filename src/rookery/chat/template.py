@@ -80,7 +80,7 @@ def clean(text: str) -> str:
     In the training data a blank line separates the speakers, so inside a message it would read as a new one. Lines
     keep their indentation. (`clean_txt` of RWKV-LM's RWKV7-G1x-templates.txt; ours takes a line of spaces for blank.)
     """
-    return _BLANK.sub("\n", re.sub(r"\r+\n", "\n", text)).strip()
+    return _BLANK.sub("\n", re.sub(r"(?<!\r)\r+\n", "\n", text)).strip()
 
 
 def trailing_space(prompt: str) -> bool:

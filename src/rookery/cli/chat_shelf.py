@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -138,14 +137,9 @@ class Shelf:
         return self._as_it_was(Session.load(path, self.model, self.store))
 
     def _as_it_was(self, session: Any) -> Any:
-        """`session` with the sampling of its last turn."""
-        from rookery.sampling import Sampling
-
+        """`session` with the sampling of its last turn; before the first, as a new talk."""
         if session.at is None:
             session.sampling = self._sampling(session.template.sampling)
-        else:
-            settings = json.loads(session.tree_.nodes[session.at].sampling)["settings"]
-            session.sampling = Sampling(**{key: settings[key] for key in SAMPLING})
         return session
 
     def talks(self) -> list[tuple[str, float, bool]]:

@@ -120,8 +120,7 @@ class Chat:
         rows = self.session.tree()
         if not rows:
             raise InputError(SILENCE)
-        nodes = self.session.tree_.nodes
-        self.screen.lines(tree_lines([(nodes[turn.id].parent, turn, *where) for _, turn, *where in rows]))
+        self.screen.lines(tree_lines([(turn.parent, turn, *where) for _, turn, *where in rows]))
 
     # the model
 

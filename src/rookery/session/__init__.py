@@ -6,6 +6,7 @@
 """
 
 from rookery.session.reply import Reply
-from rookery.session.session import Session, Turn
+from rookery.session.session import Session
+from rookery.session.turns import Turn
 
 __all__ = ["Reply", "Session", "Turn"]

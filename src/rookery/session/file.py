@@ -70,11 +70,12 @@ def read(
     initial = _initial(path, opened, talk, model)
     tree = Tree(model, store, _made(talk, store), initial)
     tree.nodes = {node.id: node for node in nodes}
-    for node in nodes:
-        store.add(tree.talk.name, node, stores.MAIN, node.parent)
-    at_main = store.heads(tree.talk.name)[stores.MAIN]
-    for name, at in heads.items():
-        store.move(tree.talk.name, name, at_main if name == stores.MAIN else None, at)
+    with store.together():
+        for node in nodes:
+            store.add(tree.talk.name, node, stores.MAIN, node.parent)
+        at_main = store.heads(tree.talk.name)[stores.MAIN]
+        for name, at in heads.items():
+            store.move(tree.talk.name, name, at_main if name == stores.MAIN else None, at)
     _remember(opened, tree, heads[head], key)
     return tree, heads, head
 

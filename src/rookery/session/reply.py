@@ -116,7 +116,7 @@ class Reply:
             raise InputError("this reply is being written at this moment; wait for its piece, one thread at a time")
 
     def _run(self) -> Generator[str, None, None]:
-        tree, request = self._session.tree_, self._request
+        tree, request = self._session._tree, self._request
         begin = time.perf_counter()
         self._asked = asked = request.asked()
         earlier = tree.read_tokens
@@ -166,7 +166,7 @@ class Reply:
             self._session.release(self)
             return
         self.decode_seconds = stream.decode_seconds
-        tree = self._session.tree_
+        tree = self._session._tree
         encoding = getattr(tree.model.tokenizer, "encoding", "utf-8")
         self._raw = request.begun + stream.data.decode(encoding, "replace")
         tokens = (*asked.tokens, *stream.tokens[: stream.kept])

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
@@ -22,26 +21,13 @@ from rookery.session.ask import Writer
 from rookery.session.head import Head
 from rookery.session.reply import Asked, Reply, Request
 from rookery.session.tree import Place, Point, Tree, header
+from rookery.session.turns import Turn, drawn, turn
 from rookery.state import State
 from rookery.store import Node, Span, Store
 from rookery.store.node import check_name
 from rookery.stream import Constraint, Progress
 
-GREEDY = Sampling(temperature=0)
 CUT = ("length", "cancelled")  # ends of a reply that it can go on from
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What was said and answered."""
-
-    id: str
-    role: str  # "user", "tool" or "system"
-    user: str
-    reply: str
-    stop_reason: str
-    tokens: int  # read and written
-    created: float  # seconds since 1970
 
 
 class Session:
@@ -62,7 +48,7 @@ class Session:
         self,
         model: Model,
         template: str | chat.Template | None = None,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling = settings.GREEDY,
         store: str | os.PathLike[str] | Store | None = None,
         *,
         system: str | None = None,
@@ -92,8 +78,10 @@ class Session:
         tree = Tree(model, kept, talk, _start(model, state))
         self._set(Head(tree, head, None, created=False), template, sampling)
 
-    def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling) -> None:
-        self._head, self.tree_, self.sampling = head, head.tree, sampling
+    def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> None:
+        self._head, self._tree = head, head.tree
+        node = None if head.at is None else head.tree.nodes[head.at]
+        self.sampling = settings.sampling(node) if sampling is None else sampling
         self.settings: dict[str, Any] = json.loads(head.tree.talk.settings)
         noted = self.settings["template"]
         self.template = settings.template(noted, head.tree) if template is None else chat.load(template)
@@ -126,7 +114,7 @@ class Session:
         if role == "assistant":
             raise InputError("role='assistant': a reply is the model's own; say as user, tool or system")
         options = {"think": self.think, "tools": self.settings["tools"]}
-        writer = Writer(self.tree_, self.template, options)
+        writer = Writer(self._tree, self.template, options)
         before = self._sampler_state(at) | {"penalties": []}
         if seed is not None:
             before = self.model.sampler(self.sampling, seed).state()
@@ -151,7 +139,7 @@ class Session:
         The turn that was cut stays in the tree beside the new one.
         """
         at = self.at
-        if at is None or (node := self.tree_.nodes[at]).stop not in CUT:
+        if at is None or (node := self._tree.nodes[at]).stop not in CUT:
             raise InputError("there is no reply that was cut, so nothing to go on with: say something")
         record = self._record(at)
         cut = record["asked"]
@@ -204,8 +192,8 @@ class Session:
         self._head.take(node)
         try:
             if (found := after()) is not None:
-                self.tree_.hold(Place(node.id), Point(*found))
-                self.tree_.put(self.tree_.prefix(Place(node.id)), Point(*found))
+                self._tree.hold(Place(node.id), Point(*found))
+                self._tree.put(self._tree.prefix(Place(node.id)), Point(*found))
         finally:
             self._head.keep()
 
@@ -218,12 +206,12 @@ class Session:
 
     @property
     def model(self) -> Model:
-        return self.tree_.model
+        return self._tree.model
 
     @property
     def name(self) -> str:
         """Of the talk in its store."""
-        return self.tree_.talk.name
+        return self._tree.talk.name
 
     @property
     def head(self) -> str:
@@ -245,12 +233,12 @@ class Session:
     @property
     def turns(self) -> list[Turn]:
         """The talk so far."""
-        return [self._turn(node) for node in self.tree_.path(self.at)]
+        return [self._turn(node) for node in self._tree.path(self.at)]
 
     @property
     def tokens(self) -> list[int]:
         """All that the model has read and written."""
-        return self.tree_.tokens(Place(self.at))
+        return self._tree.tokens(Place(self.at))
 
     @property
     def state(self) -> State:
@@ -259,7 +247,7 @@ class Session:
 
     def state_at(self, id: str | None) -> State:
         """What the model knew at the end of a turn (None: before the first): a copy."""
-        return self.tree_.point(Place(self._find(id))).state.copy()
+        return self._tree.point(Place(self._find(id))).state.copy()
 
     def tree(self) -> list[tuple[int, Turn, list[str], bool]]:
         """Every turn of the talk in drawing order: its depth, itself, the heads that stand on it, whether we do.
@@ -268,27 +256,18 @@ class Session:
         """
         here = self.at
         if self._head.created:
-            self.tree_.refresh()
-        heads: dict[str | None, list[str]] = {}
-        for head, at in (self.tree_.store.heads(self.name) if self._head.created else {}).items():
-            heads.setdefault(at, []).append(head)
-        following: dict[str | None, list[Node]] = {}
-        for node in sorted(self.tree_.nodes.values(), key=lambda node: node.created):
-            following.setdefault(node.parent, []).append(node)
-        drawn: list[tuple[int, Turn, list[str], bool]] = []
-        waiting = [(0, node) for node in reversed(following.get(None, []))]
-        while waiting:
-            depth, node = waiting.pop()
-            drawn.append((depth, self._turn(node), heads.get(node.id, []), node.id == here))
-            after = following.get(node.id, [])
-            waiting += [(depth + (len(after) > 1), next_) for next_ in reversed(after)]
-        return drawn
+            self._tree.refresh()
+        heads = self._tree.store.heads(self.name) if self._head.created else {}
+        return [
+            (depth, self._turn(node), standing, node.id == here)
+            for depth, node, standing in drawn(self._tree.nodes, heads)
+        ]
 
     # going back
 
     def rewind(self, n: int = 1) -> Session:
         """Go back by `n` turns, which stay in the tree. It costs no more in a long talk than in a short one."""
-        path = self.tree_.path(self.at)
+        path = self._tree.path(self.at)
         if whole("rewind", n) > len(path):
             raise InputError(f"cannot go back {n} turns: the talk has {len(path)}")
         return self._move(path[-n - 1].id if n < len(path) else None)
@@ -300,11 +279,11 @@ class Session:
 
     def _find(self, id: str | None) -> str | None:
         """The whole id of the turn whose id begins so."""
-        if id is None or id in self.tree_.nodes:
+        if id is None or id in self._tree.nodes:
             return id
         if self._head.created:
-            self.tree_.refresh()
-        found = [known for known in self.tree_.nodes if known.startswith(id)]
+            self._tree.refresh()
+        found = [known for known in self._tree.nodes if known.startswith(id)]
         if len(found) != 1 or id == "":
             what = "no turn" if not found else f"{len(found)} turns"
             raise InputError(f"{what} of this talk begins with {id!r}; see the tree for their names")
@@ -320,13 +299,13 @@ class Session:
         """Another session that stands where this one does; both go on, each for itself."""
         at = self.at
         self._head.keep()
-        head = Head(self.tree_, self.head if name is None else name, at)
+        head = Head(self._tree, self.head if name is None else name, at)
         if name is None:
             head.fork(at)
-        elif name in self.tree_.store.heads(self.name):
+        elif name in self._tree.store.heads(self.name):
             raise InputError(f"this talk has a branch {name!r} already; choose another name")
         else:
-            self.tree_.store.move(self.name, name, None, at)
+            self._tree.store.move(self.name, name, None, at)
         new = object.__new__(Session)
         new._set(head, self.template, self.sampling)
         new.think = self.think
@@ -343,11 +322,11 @@ class Session:
         *,
         head: str = stores.MAIN,
         template: str | chat.Template | None = None,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling | None = None,
         state: State | None = None,
         allow_lineage: bool = False,
     ) -> Session:
-        """Go on with a talk of a store, exactly as if it had never stopped, where `sampling` is what it was.
+        """Go on with a talk of a store as if it had never stopped. `sampling` None: as its last reply was drawn.
 
         Raises StateError for a talk of another model; one of another quantisation of this model is read anew, token
         by token, where `allow_lineage` says so. StoreError for a name that is not there.
@@ -372,11 +351,11 @@ class Session:
         at, heads = self.at, {}
         try:
             if self._head.created:
-                self.tree_.refresh()
-                heads = self.tree_.store.heads(self.name)
+                self._tree.refresh()
+                heads = self._tree.store.heads(self.name)
         except (StoreError, FileError) as error:  # all the more reason to save what is at hand
             warnings.warn(f"{error}; saved are the turns that are known here, and this branch", stacklevel=2)
-        file.write(path, self.tree_, heads | {self.head: at}, self.head, self.tree_.point(Place(at)))
+        file.write(path, self._tree, heads | {self.head: at}, self.head, self._tree.point(Place(at)))
 
     @classmethod
     def load(
@@ -386,7 +365,7 @@ class Session:
         store: str | os.PathLike[str] | Store | None = None,
         *,
         template: str | chat.Template | None = None,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling | None = None,
         allow_lineage: bool = False,
     ) -> Session:
         """Go on with a talk that was saved. Its turns are put into `store`, under a name that is free there.
@@ -401,7 +380,7 @@ class Session:
 
     def _messages(self, at: str | None) -> list[chat.Message]:
         system = [("system", self.system)] if self.system else []
-        said = [pair for node in self.tree_.path(at) for pair in node.messages]
+        said = [pair for node in self._tree.path(at) for pair in node.messages]
         return [_message(*pair) for pair in system + said]
 
     def _sampler_state(self, at: str | None) -> dict[str, Any]:
@@ -411,15 +390,13 @@ class Session:
 
     def _record(self, at: str) -> dict[str, Any]:
         """How the reply of a turn was drawn."""
-        return dict(json.loads(self.tree_.nodes[at].sampling))
+        return dict(json.loads(self._tree.nodes[at].sampling))
 
     def _turn(self, node: Node) -> Turn:
-        (role, said), (_, reply) = node.messages
-        shown = self.template.shown(reply)
-        return Turn(node.id, role, said, shown, node.stop, len(node.tokens), node.created)
+        return turn(node, self.template)
 
     def __repr__(self) -> str:
-        return f"Session({self.name!r}, {len(self.tree_.path(self._head.at))} turns, {self.model!r})"
+        return f"Session({self.name!r}, {len(self._tree.path(self._head.at))} turns, {self.model!r})"
 
 
 def _start(model: Model, state: State | None) -> State:

@@ -10,7 +10,11 @@ from rookery import chat
 from rookery.chat.jinja import Jinja
 from rookery.chat.roles import BUILTIN
 from rookery.errors import InputError
+from rookery.sampling import Sampling
 from rookery.session.tree import Tree
+from rookery.store import Node
+
+GREEDY = Sampling(temperature=0)
 
 
 def source(template: str | chat.Template | None) -> str | dict[str, str] | None:
@@ -31,6 +35,15 @@ def template(source: Any, tree: Tree) -> chat.Template:
     if not isinstance(source, str):
         raise InputError(f"the talk {tree.talk.name!r} was held with a template object of your own; give it: template=")
     return BUILTIN[source] if source in BUILTIN else Jinja(source)
+
+
+def sampling(node: Node | None) -> Sampling:
+    """How the reply of a turn was drawn; greedy before the first."""
+    if node is None:
+        return GREEDY
+    said = json.loads(node.sampling)["settings"]
+    bias = {int(token): float(value) for token, value in said["logit_bias"].items()}
+    return Sampling(**(said | {"logit_bias": bias}))
 
 
 def text(name: str, value: Any) -> str | None:

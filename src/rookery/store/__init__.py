@@ -8,6 +8,7 @@ was read; any of them may be evicted (evict.py) or found damaged, and is compute
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -60,6 +61,9 @@ class Store(Protocol):
         Raises CannotWrite (disk full, read-only), StoreError (locked, unreachable), InputError (the turn before it is
         not in the talk).
         """
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block in which many turns are added: where the store can (SQLite), all are kept at its end, quickly."""
 
     def move(self, name: str, head: str, expected: str | None, to: str | None) -> bool:
         """Move a head if it is where `expected` says; one that does not exist yet is at None. Raises as `add`."""

@@ -79,6 +79,9 @@ class Database:
         Not `durable`: it may be lost, whole, if the machine stops, and it does not wait long for a lock.
         """
         with self.reading(patient=durable) as connection:
+            if connection.in_transaction:  # of a block around this one, which makes it durable or not
+                yield connection
+                return
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             try:
                 connection.execute("BEGIN IMMEDIATE")

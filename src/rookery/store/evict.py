@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -119,6 +120,10 @@ class Cache:
     def _size(self) -> tuple[int, int]:
         """Number and bytes of the snapshots."""
         raise NotImplementedError
+
+    def together(self) -> AbstractContextManager[None]:
+        """See Store."""
+        return nullcontext()
 
     def close(self) -> None:
         """Let go of files and connections; nothing is lost."""

@@ -9,7 +9,8 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rookery import errors
 from rookery.store.database import Database
@@ -114,6 +115,11 @@ class SQLite(Cache):
             return count, size
 
     # talks
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._file.writing():
+            yield
 
     def create(self, talk: Talk) -> None:
         check_new(self._file.path, talk)
