@@ -63,16 +63,21 @@ THIRD_PARTY = {
     "store": {"numpy", "redis"},
     "*": {"numpy"},
 }
+INSIDE = {"lab": {"torch", "transformers", "safetensors", "matplotlib", "rich"}}  # only inside functions
 
 
 def rooms() -> list[Path]:
     return sorted(ROOKERY.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    """Every dotted module a file names in an import, TYPE_CHECKING blocks and functions included."""
+def imports(path: Path, inside: bool = True) -> set[str]:
+    """Every dotted module a file names in an import, TYPE_CHECKING blocks included, and functions if `inside`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if inside or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -88,9 +93,12 @@ def test_arrows(path: Path) -> None:
     room = relative.parts[0].removesuffix(".py")
     assert room in ALLOWED, f"a new room {room}: give it its arrows here and in the README's map"
     mine = ALLOWED[room] | {room, "errors"}
+    at_once = imports(path, inside=False)
     for name in imports(path):
         top, *rest = name.split(".")
-        if top == "rookery":
+        if top in INSIDE.get(room, set()):
+            assert name not in at_once, f"{relative} imports {name} outside of functions"
+        elif top == "rookery":
             target = rest[0] if rest else "__init__"
             assert "*" in mine or target in mine, f"{relative} imports {name}"
         elif top == "torch":
@@ -104,6 +112,9 @@ def test_arrows(path: Path) -> None:
 def test_the_reader_sees_a_forbidden_arrow(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def f():\n    from rookery.model import load\n    import torch.nn\n")
     assert imports(tmp_path / "bad.py") == {"rookery.model.load", "torch.nn"}
+    assert imports(tmp_path / "bad.py", inside=False) == set()
+    (tmp_path / "bad.py").write_text("class A:\n    if True:\n        import torch.nn\n")
+    assert imports(tmp_path / "bad.py", inside=False) == {"torch.nn"}
 
 
 def loaded_after(statement: str) -> set[str]:
