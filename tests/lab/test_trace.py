@@ -126,6 +126,16 @@ def test_a_batch_of_several_lengths_and_places(model: rookery.Model) -> None:
         assert np.array_equal(t["layers.1.att.v"][i], alone["layers.1.att.v"][-1])
 
 
+def test_one_state_gone_on_from_twice_at_once(model: rookery.Model) -> None:
+    with model.trace("state.layers.0.wkv") as t:
+        _, state = model.forward([1, 2])
+        model.forward_batch([[3], [4, 5]], [state, state])
+    found = sorted(zip(t.sequence.tolist(), t.tokens.tolist(), range(5), strict=True))
+    assert [place[:2] for place in found] == [(0, 1), (0, 2), (0, 3), (1, 3), (1, 4)]
+    for (_, _, i), tokens in zip(found, [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 5]], strict=True):
+        assert np.array_equal(t["state.layers.0.wkv"][i], state_after(model, tokens, "state.layers.0.wkv"))
+
+
 def test_generation_is_captured_token_by_token(model: rookery.Model) -> None:
     with model.trace("state.layers.0.att_shift", every=4) as t:
         stream = model.stream("abcdef", max_tokens=11, temperature=0)

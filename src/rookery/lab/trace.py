@@ -41,6 +41,7 @@ __all__ = ["Trace", "names", "read"]
 Array = npt.NDArray[Any]
 DTYPES = ("float16", "float32", "float64")
 STATE = "state."
+UNKNOWN = -1
 
 _opening = threading.Lock()  # of traces, of all models
 _now = threading.local()  # .heard: what the step of this thread has tapped so far
@@ -56,7 +57,7 @@ class Run:
     """One run of tokens, numbered as met. `length`: how many were read."""
 
     number: int
-    length: int
+    length: int = UNKNOWN
 
 
 @dataclass(slots=True)
@@ -220,13 +221,13 @@ class Trace:
 
     def _follow(self, state: State | None, mine: State) -> Place:
         before = None if state is None else self._places.get(ref(state))
-        if before is not None and before.token == before.run.length:
-            place = Place(before.run, before.token)
-        else:  # a beginning, or a branch
-            token = before.token if before else 0
-            with self._lock:
-                place = Place(Run(self._sequences, token), token)
+        with self._lock:
+            if before is not None and before.token == before.run.length:
+                place = Place(before.run, before.token)
+            else:  # a beginning, or a branch
+                place = Place(Run(self._sequences), before.token if before else 0)
                 self._sequences += 1
+            place.run.length = UNKNOWN  # while it is gone on with: whoever else begins at that state branches
         self._places[ref(mine, self._places.pop)] = place
         return place
 
