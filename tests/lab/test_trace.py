@@ -481,6 +481,16 @@ def test_a_trace_runs_once_and_knows_its_names(model: rookery.Model) -> None:
         t["state.layers.1.wkv"]
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_someone_else_who_takes_the_runners_ear(backend: str) -> None:
+    model = open_(backend=backend)
+    with model.trace("layers.0.att.k"):
+        model.runner.listen(None)
+        with pytest.raises(InputError, match="listen was called while a trace was open"):
+            model.forward([1])
+    assert model.traces is None
+
+
 def test_the_lab_is_not_loaded_until_it_is_wanted() -> None:
     code = (
         "import sys, rookery; m = rookery.load('gosling', backend='reference'); m.forward([1]);"
