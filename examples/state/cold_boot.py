@@ -91,7 +91,7 @@ def as_defined(model: rookery.Model, prompts: Sequence[str], tokens: int, window
         units = {"state_delta": "the state's", "variance of deltas": "the state's, squared", "coherence": "none"}
         rows += [Row(system, "all", metric, units[metric], value) for metric, value in values.items()]
     apart = metrics.state_delta(again[0], again[2])
-    print("\n   Noise scores as high as the captures, and the units decide: this says little of the model.")
+    print("\n   Read it beside the noise, which means nothing, and the other units, which change nothing.")
     print(f"   Prompt A, then B, then A: the two captures after A differ by {apart:g}, so they hold nothing of B.")
     print("   The deltas tell prompts apart; there is no state that goes from tick to tick.\n")
     return rows
@@ -154,9 +154,7 @@ def floors(model: rookery.Model, text: str) -> list[Row]:
 def table(rows: Sequence[Row], ticks: int, tokens: int) -> None:
     at = {(r.system, r.component, r.metric): r.estimate for r in rows}
     mine = [r for r in rows if (r.system, r.metric) == ("carried", "rel_delta")]
-    print(
-        f"2. One state carried on: {mine[0].prompts} prompts, {ticks} ticks of {tokens} tokens, written by the model."
-    )
+    print(f"2. One state carried on: {mine[0].prompts} prompts, {ticks} ticks of {tokens} tokens that the model wrote.")
     print("   rel_delta a tick, relative to the component's length, with its 95 % interval over prompts.\n")
     print(f"{'component':20}{'rel_delta':>10}{'interval':>17}{'coherence_cv':>14}{'iid':>8}{'ar1':>8}{'floor':>10}")
     for r in mine:
@@ -167,18 +165,16 @@ def table(rows: Sequence[Row], ticks: int, tokens: int) -> None:
             f"{at['carried', r.component, 'coherence_cv']:14.3f}{iid:8.3f}{ar1:8.3f}{_shown(floor):>10}"
         )
     same = max(r.estimate for r in rows if r.system == "floor, one by one")
-    print(
-        "\n   iid, ar1: rel_delta of noise made like each run (frozen: 0). floor: the same tokens on the reference back"
-    )
-    print(f"   end, which rounds no activations; one by one against all at once it is {same:.2g}.\n")
+    print("\n   iid, ar1: rel_delta of noise made like each run (frozen: 0). floor: the same tokens on the reference")
+    print(f"   back end, which rounds no activations; one by one against all at once it is {same:.2g}.\n")
     print(f"{'all components':20}{'coherence':>12}{'coherence_cv':>14}{'rel_delta':>11}")
     for system in ("carried", *NULLS):
         first, cv, moved = (at[system, "all", metric] for metric in ("coherence", "coherence_cv", "rel_delta"))
         print(f"{system:20}{first:12.6f}{cv:14.3f}{moved:11.3f}")
     print(
-        "\n   Noise is steady too, so neither coherence tells it from a state that keeps something; rel_delta does, by"
+        "\n   Noise is steady too, so neither coherence tells it from a state that keeps something. What does is where"
     )
-    print("   component and beside its nulls: wkv moves less than iid noise, the token shifts as much.")
+    print("   rel_delta stands, component by component, between frozen (0) and iid.")
 
 
 def _shown(number: float | None) -> str:

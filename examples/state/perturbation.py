@@ -93,10 +93,20 @@ def to_the_state(here: Setting, components: Sequence[str], tokens: int) -> tuple
             i = metrics.bootstrap(values)
             unit = "nats" if metric.startswith("KL") else "share"
             rows.append(Row("recovery", component, PUSH, metric, unit, i.estimate, i.low, i.high, i.prompts))
-        half = [metrics.recovery(c).half_life for c in curves[component]]
-        i = metrics.bootstrap(half, lambda x: float(np.median(x)))
-        rows.append(Row("recovery", component, PUSH, "half-life", "tokens", i.estimate, i.low, i.high, i.prompts))
+        fits = [metrics.recovery(c) for c in curves[component]]
+        fitted: dict[str, list[float]] = {"half is left after": [_half(c) for c in curves[component]]}
+        fitted |= {
+            "half-life, by exp + floor": [f.half_life for f in fits],
+            "error of that fit": [f.residual for f in fits],
+        }
+        for (metric, values), unit in zip(fitted.items(), ("tokens", "tokens", "relative"), strict=True):
+            i = metrics.bootstrap(values, lambda x: float(np.median(x)))
+            rows.append(Row("recovery", component, PUSH, metric, unit, i.estimate, i.low, i.high, i.prompts))
     return rows, curves
+
+
+def _half(curve: Array) -> float:
+    return float(metrics.response_half_life(curve))
 
 
 def to_the_text(
@@ -111,14 +121,12 @@ def to_the_text(
             each = range(text * seeds, (text + 1) * seeds)
             found.append(sensitivity.divergence(here.rwkv, component, size, tokens, each, rookery.Sampling()))
         curves[size] = metrics.survival([event for f in found for event in f.first])
-        values = {
-            "share of texts still equal": ([[float(not e.seen) for e in f.first] for f in found], "share"),
-            "edits": ([f.edits for f in found], f"tokens of {tokens}"),
-        }
-        for metric, (by_text, unit) in values.items():
+        equal = [[float(not event.seen) for event in f.first] for f in found]
+        edits = [f.edits for f in found]
+        for metric, by_text, unit in (("still equal", equal, "share"), ("edits", edits, f"tokens of {tokens}")):
             i = metrics.bootstrap(by_text)
             rows.append(Row("free-running", component, size, metric, unit, i.estimate, i.low, i.high, i.prompts))
-        rows.append(Row("free-running", component, size, "median time", "tokens", curves[size].median))
+        rows.append(Row("free-running", component, size, "median time to a difference", "tokens", curves[size].median))
     return rows, curves
 
 
@@ -144,15 +152,18 @@ def show(rows: Sequence[Row], stored: Sequence[metrics.Sensitivity], tried: int)
             print(f"{r.component:20}{r.estimate:12.2e}{f'{r.low:.1e} to {r.high:.1e}':>20}{r.prompts:4} of {tried}")
     flat = sum(np.isfinite(sweep.value) for sweep in stored)
     print(f"\n   Activations as stored: {flat} of {len(stored)} pushes have any range of sizes with one answer.\n")
-    parts = {"recovery": f"2. The state after a push of {PUSH:g}, both runs reading the same text"}
-    parts["free-running"] = "3. The text, both runs drawing with the same random numbers"
+    least = max(r.estimate for r in rows if (r.part, r.unit) == ("floor", "relative"))
+    parts = {
+        "recovery": f"2. The state after a push of {PUSH:g}, both reading the same text. Numeric floor: {least:.0e}"
+    }
+    parts["free-running"] = "3. The text, both drawing with the same random numbers; the first size is the floor's"
     for part, title in parts.items():
-        print(f"{title}; 95 % interval over texts.\n")
+        print(f"{title}.\n")
         for r in rows:
             if r.part == part:
                 interval = "" if np.isnan(r.low) else f"{r.low:.3g} to {r.high:.3g}"
                 what = f"{r.component}, {r.size:.2g}"
-                print(f"{what:24}{r.metric:28}{r.estimate:10.3g} {r.unit:14}{interval}")
+                print(f"{what:22}{r.metric:30}{r.estimate:10.3g} {r.unit:14}{interval}")
         print()
 
 
@@ -167,8 +178,8 @@ def picture(
     with plots.styled():
         made, ((next_token, steps), (state, text)) = plots.figure(2, 2, 4.4)
         kl = [r for r in rows if r.part == "next token"]
-        next_token.barh(range(len(kl)), [r.estimate for r in kl], color=plots.SKY)
-        next_token.hlines(range(len(kl)), [r.low for r in kl], [r.high for r in kl], color=plots.BLACK)
+        next_token.hlines(range(len(kl)), [r.low for r in kl], [r.high for r in kl], color=plots.BLUE)
+        next_token.plot([r.estimate for r in kl], range(len(kl)), "o", color=plots.BLUE)
         next_token.set_yticks(range(len(kl)), [plots.label(r.component) for r in kl])
         next_token.invert_yaxis()
         next_token.set_xscale("log")
