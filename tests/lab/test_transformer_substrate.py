@@ -147,6 +147,16 @@ class TestSteps:
         assert same(used, fresh)
         assert used.tick == 3
 
+    def test_torch_s_threads_are_its_own_while_it_reads_alone(self, llama: Path) -> None:
+        import torch
+
+        before = torch.get_num_threads()
+        substrate, seen = Transformer(llama, threads=before + 1), []
+        substrate._net.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+        substrate.step(5)
+        assert seen == [before + 1]
+        assert torch.get_num_threads() == before
+
     def test_what_is_given_out_are_copies(self, llama: Path) -> None:
         used, fresh = Transformer(llama), Transformer(llama)
         used.components()["layers.0.resid"][:] = 9
@@ -390,5 +400,7 @@ class TestWrongFolders:
     def test_a_setting(self) -> None:
         with pytest.raises(InputError, match="when_full='slide': wanted one of stop, restart"):
             Transformer(when_full="slide")  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="its settings are model, sampling, prefix, when_full"):
+        with pytest.raises(InputError, match="its settings are model, sampling, prefix, when_full, threads"):
             make("transformer", temperature=1)
+        with pytest.raises(InputError, match="threads=0: wanted a whole number of 1 or more"):
+            Transformer(threads=0)

@@ -68,6 +68,8 @@ class Transformer:
     all that such a model can read. "stop": the step that would pass it raises InputError. "restart": the newer half of
     the context is read anew into an empty cache, with a UserWarning, counted in `restarts`: what it read before is
     lost, and the components jump for a reason that has nothing to do with the token.
+    threads: torch's while it reads. One token of a small model is too little work to share: with two threads on a busy
+    machine of two cores a step of gander took ten times as long.
 
     Components: "layers.0.resid", .. [C], what leaves layer i at the position read last; zeros before the first token.
 
@@ -82,11 +84,15 @@ class Transformer:
         sampling: Sampling = GREEDY,
         prefix: Sequence[int] | None = None,
         when_full: WhenFull = "stop",
+        threads: int = 1,
     ) -> None:
         if when_full not in get_args(WhenFull):
             raise InputError(f"when_full={when_full!r}: wanted one of {', '.join(get_args(WhenFull))}")
+        count: Any = threads
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+            raise InputError(f"threads={threads!r}: wanted a whole number of 1 or more")
         self.path = folder(model)
-        self.sampling, self.when_full = sampling, when_full
+        self.sampling, self.when_full, self.threads = sampling, when_full, threads
         self._net = open_folder(self.path)
         config = self._net.config.get_text_config()
         self.vocab, self.width = int(config.vocab_size), int(config.hidden_size)
@@ -218,7 +224,7 @@ class Transformer:
         import torch
 
         self._pushes = pushes or {}
-        with torch.no_grad():
+        with torch.no_grad(), _threads(self.threads):
             ids = torch.tensor([[int(token) for token in tokens]])
             out = self._net(input_ids=ids, past_key_values=self._cache, use_cache=True)
         self._read += [int(token) for token in tokens]
@@ -300,6 +306,19 @@ def _blocks(net: Any, count: int, path: Path) -> Any:
         if isinstance(part, torch.nn.ModuleList) and len(part) == count:
             return part
     raise ModelError(f"{path}: {type(net).__name__} has no list of its {count} layers")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch within, as many as before after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
