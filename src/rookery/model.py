@@ -23,7 +23,8 @@ from rookery.tokenizer import Tokenizer
 from rookery.weights import Weights
 
 if TYPE_CHECKING:
-    from rookery.lab.trace import Trace, Traces
+    from rookery.lab.trace import Trace
+    from rookery.lab.traced import Traces
 
 Array = npt.NDArray[Any]
 Tokens = int | Sequence[int] | Array

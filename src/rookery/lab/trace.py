@@ -11,11 +11,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import cached_property
 from numbers import Integral
 from re import sub
 from types import TracebackType
@@ -30,42 +28,25 @@ from rookery.architecture import Config
 from rookery.backends.reference.points import points
 from rookery.errors import InputError
 from rookery.lab.records import Columns, File, Memory, Sink, read
+from rookery.lab.traced import UNKNOWN, Place, Run, Traces, listen
 from rookery.state import State, shapes
 
 if TYPE_CHECKING:
     from rookery.model import Model
-    from rookery.stream import Progress
 
 __all__ = ["Trace", "names", "read"]
 
 Array = npt.NDArray[Any]
 DTYPES = ("float16", "float32", "float64")
 STATE = "state."
-UNKNOWN = -1
+
 
 _opening = threading.Lock()  # of traces, of all models
-_now = threading.local()  # .heard: what the step of this thread has tapped so far
 
 
 def names(config: Config) -> list[str]:
     """All that can be captured of a model, layer by layer, the state last."""
     return [*points(config), *(STATE + name for name, _ in shapes(config))]
-
-
-@dataclass(eq=False, slots=True)
-class Run:
-    """One run of tokens, numbered as met. `length`: how many were read."""
-
-    number: int
-    length: int = UNKNOWN
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a state stands: after so many tokens of a sequence."""
-
-    run: Run
-    token: int
 
 
 class Trace:
@@ -133,7 +114,7 @@ class Trace:
             with _opening:
                 before = self.model.traces or Traces()
                 after = Traces((*before, self))
-                _listen(self.model, before, after)  # first, so that no step is followed and not heard
+                listen(self.model, before, after)  # first, so that no step is followed and not heard
                 self.model.traces = after
         except BaseException:
             self._close()
@@ -148,7 +129,7 @@ class Trace:
             before = self.model.traces or Traces()
             left = Traces(t for t in before if t is not self)
             self.model.traces = left or None
-            _listen(self.model, before, left)
+            listen(self.model, before, left)
         if kind is None:
             self._report()
 
@@ -294,75 +275,6 @@ class Trace:
         return narrow
 
 
-Steps = Callable[[Sequence[Array], Sequence[State], bool, Any], list[tuple[Array, State]]]
-
-
-class Traces(tuple[Trace, ...]):
-    """Those that are open on a model, in the order in which they were opened."""
-
-    @cached_property
-    def heard(self) -> frozenset[str]:
-        """The points of rows that any of them wants."""
-        return frozenset[str]().union(*(trace.heard for trace in self))
-
-    def forward(
-        self,
-        steps: Steps,
-        ids: Sequence[npt.NDArray[np.int64]],
-        given: Sequence[State | None],
-        own: Sequence[State],
-        every: bool,
-        progress: Progress | None,
-    ) -> list[tuple[Array, State]]:
-        """`Model.forward` under these traces: its `steps`, cut where a state is due. `own` are changed.
-
-        The law of rows makes the cuts invisible in the native and reference back ends; torch's results differ within
-        the tolerance of its chunked forms.
-        """
-        followed, whole = list[list[Place]](), True
-        for trace in self:
-            followed.append(mine := trace.follow(given, own))
-            whole = whole and trace.fits(mine, ids)
-        if whole:  # as when decoding
-            return self._step(steps, ids, own, followed, every, progress)
-        longest = max(map(len, ids))
-        at, out = [0] * len(ids), [list[Array]() for _ in ids]
-        while active := [b for b, rows in enumerate(ids) if at[b] < len(rows)]:
-            if progress:
-                progress(min(at[b] for b in active), longest)
-            places = [[mine[b] for b in active] for mine in followed]
-            rooms = [min(map(Trace.until, self, each)) for each in zip(*places, strict=True)]
-            pieces = [ids[b][at[b] : at[b] + room] for b, room in zip(active, rooms, strict=True)]
-            results = self._step(steps, pieces, [own[b] for b in active], places, every, None)
-            for b, piece, (logits, _) in zip(active, pieces, results, strict=True):
-                out[b] = [*out[b], logits] if every else [logits]
-                at[b] += len(piece)
-        return [(np.concatenate(rows) if every else rows[-1], s) for rows, s in zip(out, own, strict=True)]
-
-    def _step(
-        self,
-        steps: Steps,
-        pieces: Sequence[npt.NDArray[np.int64]],
-        states: Sequence[State],
-        places: list[list[Place]],
-        every: bool,
-        progress: Progress | None,
-    ) -> list[tuple[Array, State]]:
-        """One step of the runner, and what is due after it; `places` by trace and sequence."""
-        heard: dict[str, Array] = {}
-        if not self.heard:
-            results = steps(pieces, states, every, progress)
-        else:
-            _now.heard = heard
-            try:
-                results = steps(pieces, states, every, progress)
-            finally:
-                _now.heard = None
-        for trace, mine in zip(self, places, strict=True):
-            trace.take(mine, pieces, states, heard)
-        return results
-
-
 def matching(config: Config, patterns: Sequence[str]) -> list[str]:
     """The names that any of the globs matches. Raises InputError for a glob that matches none."""
     known = names(config)
@@ -383,18 +295,6 @@ def matching(config: Config, patterns: Sequence[str]) -> list[str]:
 
 def _any_layer(name: str) -> str:
     return sub(r"\blayers\.[^.]*", "layers.*", name)
-
-
-def _listen(model: Model, before: Traces, after: Traces) -> None:
-    """Have the runner tell of what the traces `after` want, where that differs from what those `before` did."""
-    if after.heard != before.heard:
-        model.runner.listen(_hear if after.heard else None, after.heard)
-
-
-def _hear(name: str, rows: Array) -> None:
-    heard = getattr(_now, "heard", None)
-    if heard is not None:  # else a step that no trace follows
-        heard[name] = rows
 
 
 def _nonfinite(x: Array) -> int:
