@@ -50,7 +50,19 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "backends"},
     "cli": {"*"},
     "__main__": {"cli"},
-    "__init__": {"chat", "errors", "store", "tokenizer", "weights", "model", "sampling", "session", "state", "stream"},
+    "__init__": {
+        "chat",
+        "errors",
+        "lab",
+        "store",
+        "tokenizer",
+        "weights",
+        "model",
+        "sampling",
+        "session",
+        "state",
+        "stream",
+    },
 }
 TORCH = ("backends/torch/", "train/", "tune/", "hf.py")
 THIRD_PARTY = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rookery import chat, errors, store, tokenizer, weights
+    from rookery import chat, errors, lab, store, tokenizer, weights
     from rookery.model import Model, load
     from rookery.sampling import Sampling
     from rookery.session import Session
@@ -28,9 +28,22 @@ _HOME = {
     "Stream": "rookery.stream",
     "load": "rookery.model",
 }
-_ROOMS = ("chat", "errors", "store", "tokenizer", "weights")
+_ROOMS = ("chat", "errors", "lab", "store", "tokenizer", "weights")
 
-__all__ = ["Model", "Sampling", "Session", "State", "Stream", "chat", "errors", "load", "store", "tokenizer", "weights"]
+__all__ = [
+    "Model",
+    "Sampling",
+    "Session",
+    "State",
+    "Stream",
+    "chat",
+    "errors",
+    "lab",
+    "load",
+    "store",
+    "tokenizer",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

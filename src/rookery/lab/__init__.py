@@ -2,7 +2,8 @@
 
 Its rooms: `substrates` (what has a state and is driven), `trace` and `monitor` (what is seen of it), `surgery`,
 `skip`, `bake` and `steering` (what is done to it), `sensitivity` and `exponents` (what follows), `metrics` (what is
-measured), `llama_state` (another program's). Needs NumPy; plots need the extra `lab`.
+measured), `compare` (a whole experiment) and `plots`, `llama_state` (another program's). Needs NumPy; plots need the
+extra `lab`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rookery.lab import (
         bake,
+        compare,
         exponents,
         llama_state,
         metrics,
         monitor,
         pieces,
+        plots,
         sensitivity,
         skip,
         steering,
@@ -25,21 +28,25 @@ if TYPE_CHECKING:
         surgery,
         trace,
     )
+    from rookery.lab.llama_state import import_llama
     from rookery.lab.metrics.change import coherence, coherence_cv, rel_delta, state_delta
 
 _HOME = {
     "coherence": "metrics.change",
     "coherence_cv": "metrics.change",
+    "import_llama": "llama_state",
     "rel_delta": "metrics.change",
     "state_delta": "metrics.change",
 }
 _ROOMS = (
     "bake",
+    "compare",
     "exponents",
     "llama_state",
     "metrics",
     "monitor",
     "pieces",
+    "plots",
     "sensitivity",
     "skip",
     "steering",
@@ -52,11 +59,14 @@ __all__ = [
     "bake",
     "coherence",
     "coherence_cv",
+    "compare",
     "exponents",
+    "import_llama",
     "llama_state",
     "metrics",
     "monitor",
     "pieces",
+    "plots",
     "rel_delta",
     "sensitivity",
     "skip",
