@@ -59,7 +59,7 @@ def captures(model: rookery.Model, prompts: Sequence[str], tokens: int) -> Array
         run = model.stream(prompt, max_tokens=tokens, seed=42)
         "".join(run)
         states.append(run.state.vector())
-    return np.stack(states)
+    return np.stack(states).astype(np.float64)
 
 
 def first_definition(states: Array, window: int) -> tuple[float, float, float]:
