@@ -28,10 +28,11 @@ def help_page(command: list[str]) -> str:
 
 
 def text() -> str:
+    from rookery.cli import lab
     from rookery.cli.main import COMMANDS
 
     parts = [HEAD]
-    for command in ([], *([name] for name in COMMANDS)):
+    for command in ([], *([name] for name in COMMANDS), *(["lab", name] for name in lab.COMMANDS)):
         parts.append(f"## {' '.join(['rookery', *command])}\n\n```text\n{help_page(command).rstrip()}\n```\n")
     return "\n".join(parts)
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model from nothing",
     "data": "tokenise text for training",
     "bench": "measure speed and memory",
+    "lab": "watch, push and compare states",
     "pull": "download a model from the Hugging Face hub",
     "doctor": "check this installation",
 }

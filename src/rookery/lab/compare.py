@@ -41,7 +41,7 @@ def compare(
     Raises InputError, FileError subclasses (CannotWrite for a folder with another experiment) and MissingExtra, all
     before work begins.
     """
-    _check_extras(design)
+    check_extras(design)
     made = hosts(design, models or Models())
     header = {"design": design.record(), "substrates": {host.name: host.about for host in made}, "versions": versions()}
     ledger = Ledger(folder, header)
@@ -108,7 +108,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check_extras(design: Design) -> None:
+def check_extras(design: Design) -> None:
+    """Raises MissingExtra for what a comparison needs and is not installed, before any work."""
     if find_spec("matplotlib") is None:
         raise MissingExtra("the lab's report", "lab")
     if "transformer" in design.substrates and (find_spec("torch") is None or find_spec("transformers") is None):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rookery.errors import InputError
 from rookery.lab.design import LANGUAGE, NULLS, Design
-from rookery.lab.drive import Components, begin, forced
+from rookery.lab.drive import Components, Path_, begin, forced
 from rookery.lab.substrates import Substrate, make
 from rookery.model import Model
 from rookery.tokenizer import Tokenizer
@@ -22,7 +22,8 @@ class Host:
 
     `heads`, `streams`: each prompt's tokens before the first tick, and those of the ticks. `data` [prompts]: the bytes
     that the latter stand for; None for what is no language model. `model`: an RWKV's. `elsewhere`: the same on another
-    back end, for the noise floor. `steady`: a run that is given its tokens is the same for every seed.
+    back end, for the noise floor. `steady`: a run that is given its tokens is the same for every seed. `kept`: the last
+    such run and its prompt.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Host:
     model: Model | None = None
     elsewhere: Callable[[], Substrate] | None = None
     steady: bool = False
+    kept: tuple[int, Path_] | None = None
 
     @property
     def null(self) -> bool:
@@ -62,7 +64,8 @@ def hosts(design: Design, models: Models) -> list[Host]:
             if name == "physics":
                 made.append(_physics(design, models, *tokens))
             else:
-                made.append(_null(name, design, made[0] if made else None, *tokens))
+                of = made[0] if made and not made[0].null else None
+                made.append(_null(name, design, of, *tokens))
     return made
 
 

@@ -125,16 +125,21 @@ def heat_map(records: Records) -> Figure | None:
         return None
     made, axes = figure(len(panels), 1, 1.0 + 0.28 * sum(len(rows) for _, rows, _ in panels) / len(panels), sharex=True)
     for (title, rows, field), ax in zip(panels, axes[:, 0], strict=True):
-        top = max(float(np.nanpercentile(field, 99)), 1e-12)
-        image = ax.imshow(field, aspect="auto", vmin=0, vmax=top, extent=(0.5, field.shape[1] + 0.5, len(rows), 0))
-        ax.set_title(title, loc="left")
-        ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        ax.set_ylabel("layer" if rows[0].isdigit() else "")
-        ax.grid(False)
-        made.colorbar(image, ax=ax, extend="max", aspect=8, pad=0.01, ticks=[0, top / 2, top], format="%.2g")
+        heat(made, ax, field, title, rows)
     axes[-1, 0].set_xlabel("tick")
     made.suptitle("colour: rel_delta (relative change per tick), each panel on a scale of its own", fontsize=13)
     return made
+
+
+def heat(made: Figure, ax: Any, field: Any, title: str, rows: Sequence[str]) -> None:
+    """A field [rows, ticks] with a colour scale of its own, from 0 to its 99th percentile; what is NaN stays white."""
+    top = max(float(np.nanpercentile(field, 99)) if np.isfinite(field).any() else 0.0, 1e-12)
+    image = ax.imshow(field, aspect="auto", vmin=0, vmax=top, extent=(0.5, field.shape[1] + 0.5, len(rows), 0))
+    ax.set_title(title, loc="left")
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    ax.set_ylabel("layer" if rows[0].isdigit() else "")
+    ax.grid(False)
+    made.colorbar(image, ax=ax, extend="max", aspect=8, pad=0.01, ticks=[0, top / 2, top], format="%.2g")
 
 
 def delta_series(records: Records) -> Figure | None:
@@ -201,6 +206,7 @@ def _recovery_panel(ax: Any, groups: Mapping[str, Sequence[Any]]) -> None:
     gone = []
     for title, curves in groups.items():
         series = np.array(curves)
+        series = series[np.isfinite(series).all(1)]
         here = np.flatnonzero((series > 0).all(0))  # a logarithm has no 0
         if len(here) > 2:
             _band(ax, here, series[:, here], next(colours), title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -67,27 +67,45 @@ CAPTIONS = {
 def html(header: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], found: Sequence[Row]) -> str:
     """The page. Raises MissingExtra without matplotlib."""
     notes = _Notes()
-    body = "\n".join(
-        [
-            f"<h1>{escape(_title(header))}</h1>",
-            _settings(header, records),
-            "<h2>The case's two numbers, and what should stand beside them</h2>",
-            _warning(found),
-            _case(found, notes),
-            _figures(header, records, found),
-            "<h2>Each substrate</h2>",
-            *(_substrate(name, header, found, notes) for name in header["design"]["substrates"]),
-            "<h2 id='notes'>Notes</h2>",
-            notes.html(),
-            "<h2>Record</h2>",
-            f"<pre>{escape(json.dumps(header, indent=1))}</pre>",
-        ]
-    )
+    topics = [topic for topic, _ in header["design"]["passages"]]
+    parts = [
+        f"<h1>{escape(_title(header))}</h1>",
+        _settings(header, records),
+        "<h2>The case's two numbers, and what should stand beside them</h2>",
+        _warning(found),
+        _case(found, notes),
+        "<h2>Pictures</h2>",
+        pictures(plots.all_plots(records, found, topics), CAPTIONS),
+        "<h2>Each substrate</h2>",
+        *(_substrate(name, found, notes) for name in header["design"]["substrates"]),
+        "<h2 id='notes'>Notes</h2>",
+        notes.html(),
+        "<h2>Record</h2>",
+        f"<pre>{escape(json.dumps(header, indent=1))}</pre>",
+    ]
+    return page(_title(header), parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of these parts, which needs nothing else."""
+    body = "\n".join(parts)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
-        f"content='width=device-width'><title>{escape(_title(header))}</title><style>{STYLE}</style></head>\n"
+        f"content='width=device-width'><title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def pictures(draw: Mapping[str, Callable[[], Any]], captions: Mapping[str, str]) -> str:
+    """Every picture that there is, with its caption. Raises MissingExtra without matplotlib."""
+    parts = []
+    with plots.styled():
+        for name, one in draw.items():
+            if (made := one()) is not None:
+                svg = plots.saved(made, "svg").decode()
+                svg = svg[svg.index("<svg") :].replace("<svg ", f"<svg role='img' aria-label='{escape(name)}' ", 1)
+                parts.append(f"<figure>{_own_ids(svg, name)}<figcaption>{escape(captions[name])}</figcaption></figure>")
+    return "\n".join(parts)
 
 
 class _Notes:
@@ -171,7 +189,7 @@ def _case(found: Sequence[Row], notes: _Notes) -> str:
     return _table(["all components together", *(_heading(metric, title) for _, metric, title in CASE)], rows)
 
 
-def _substrate(name: str, header: Mapping[str, Any], found: Sequence[Row], notes: _Notes) -> str:
+def _substrate(name: str, found: Sequence[Row], notes: _Notes) -> str:
     mine = {(r.condition, r.component, r.metric): r for r in found if r.substrate == name}
     floors = [r for r in found if r.substrate == name and r.metric == "floor" and r.estimate is not None]
     mine |= {("teacher", r.component, "floor"): r for r in sorted(floors, key=lambda r: r.estimate or 0.0)}  # largest
@@ -219,6 +237,8 @@ def _cell(row: Row | None, notes: _Notes, fallback: Row | None = None) -> str:
     mark = notes.mark(row.note) if row.note else ""
     if row.estimate is None:
         return f"-{mark}"
+    if row.metric == "recovery" and row.estimate < 1:
+        return f"&lt; 1{mark}"  # of a tick: what a fit says below that is made up
     return f"{_number(row.estimate)}{mark}{_interval(row, small=True)}"
 
 
@@ -245,18 +265,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f"<div class='wide'><table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>"
         f"{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table></div>"
     )
-
-
-def _figures(header: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], found: Sequence[Row]) -> str:
-    topics = [topic for topic, _ in header["design"]["passages"]]
-    parts = ["<h2>Pictures</h2>"]
-    with plots.styled():
-        for name, draw in plots.all_plots(records, found, topics).items():
-            if (made := draw()) is not None:
-                svg = plots.saved(made, "svg").decode()
-                svg = svg[svg.index("<svg") :].replace("<svg ", f"<svg role='img' aria-label='{escape(name)}' ", 1)
-                parts.append(f"<figure>{_own_ids(svg, name)}<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>")
-    return "\n".join(parts)
 
 
 def _own_ids(svg: str, name: str) -> str:

@@ -29,6 +29,7 @@ def direction(shape: tuple[int, ...], seed: int, *labels: str | int) -> Array:
     return stream(seed, "direction", *labels).standard_normal(shape)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an attractor pushed out of its basin: NaN, which is reported
 def recovery(
     substrate: Substrate, path: Path_, struck: int, tokens: Sequence[int], per_tick: int, size: float,
     seed: int, prompt: int, together: bool = False,
@@ -88,6 +89,7 @@ def response(substrate: Substrate, path: Path_, token: int, seed: int, prompt: i
     return {effect.component: short(effect.kl) if np.isfinite(effect.kl) else None for effect in effects}
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def growth(substrate: Substrate, path: Path_, struck: int, tokens: Sequence[int], per_tick: int, seed: int) -> float:
     """The largest exponent per tick, by two neighbours: how fast their distance grows, brought back each tick.
 

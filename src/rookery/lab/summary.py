@@ -225,25 +225,32 @@ class _Summary:
         if self.name == "transformer":
             why = "not carried on: gone from this layer after one token, to the bit; see all components together"
             self._none("teacher", name, "recovery", why)
-        else:
+        elif self.name not in NULLS:  # of which all are pushed at once, and hear nothing of each other
             self._recovery(name, lambda r: pick(r)["curve"], after)
         self._add("teacher", name, "kl_at_size", self._by_prompt(lambda r: (pick(r)["kl"] or [None])[0]), median)
 
     def _recovery(self, name: str, curve: Callable[[Record], Any], after: int) -> None:
-        """Half-life, and the share of a push that is left in the end."""
-        halves = self._by_prompt(lambda r: _half_life(curve(r)))
-        if not halves:
-            self._none("teacher", name, "recovery", "it is all zeros where the push was due")
-            return
-        never = sum(h >= _LONGEST for hs in halves.values() for h in hs)
-        runs = sum(map(len, halves.values()))
-        typical = {prompt: [median(hs)] for prompt, hs in halves.items()}
-        if median([h for (h,) in typical.values()]) >= _LONGEST:
-            self._none("teacher", name, "recovery", f"no return within {after} ticks in {never} of {runs} runs")
+        """Half-life of each prompt's mean curve, and the share of a push that is left in the end."""
+        curves: dict[int, list[Any]] = {}
+        for (prompt, _), record in self.records.items():
+            if np.isfinite(y := seen(curve(record))).all() and y.any():
+                curves.setdefault(prompt, []).append(y)
+        runs = sum(map(len, curves.values()))
+        bad = sum(not np.isfinite(curve(r)).all() for r in self.records.values())
+        notes = [f"{bad} of {len(self.records)} pushes ended in numbers that are not finite and are left out"] * bool(
+            bad
+        )
+        halves = {p: [min(metrics.recovery(np.mean(ys, 0)).half_life, _LONGEST)] for p, ys in curves.items()}
+        never = sum(half >= _LONGEST for (half,) in halves.values())
+        if never:
+            notes.insert(0, f"no return within {after} ticks for {never} of {len(halves)} prompts")
+        if not halves or median([half for (half,) in halves.values()]) >= _LONGEST:
+            why = "; ".join(notes) or "it is all zeros where the push was due"
+            self._none("teacher", name, "recovery", why)
         else:
-            note = f"{never} of {runs} runs do not return within {after} ticks" if never else ""
-            self._add("teacher", name, "recovery", typical, median, note)
-        self._add("teacher", name, "kept", self._by_prompt(lambda r: _kept(curve(r))), median)
+            self._add("teacher", name, "recovery", halves, median, "; ".join(notes))
+        left = {prompt: [float(y[-1] / y[0]) for y in ys] for prompt, ys in curves.items()}
+        self._add("teacher", name, "kept", left, median, f"after {after} ticks, of {runs} pushes")
 
     def _exponents(self) -> None:
         if self.name == "transformer":
@@ -365,15 +372,3 @@ def seen(curve: Any) -> Any:
     """A recovery curve from where the push shows: a residual stream shows it one tick later."""
     y = np.asarray(curve, np.float64)
     return y[1:] if len(y) > 4 and y[0] == 0 and y[1] > 0 else y
-
-
-def _half_life(curve: Any) -> float | None:
-    y = seen(curve)
-    if not y.any() or not np.isfinite(y).all():
-        return None
-    return min(metrics.recovery(y).half_life, _LONGEST)
-
-
-def _kept(curve: Any) -> float | None:
-    y = seen(curve)
-    return float(y[-1] / y[0]) if y[0] else None
