@@ -1,6 +1,6 @@
 """What a perturbation of the state does: to the next token, to the state afterwards, to the text that is written.
 
-    OPENBLAS_NUM_THREADS=1 python examples/state/perturbation.py [--model gosling] [--out perturbation]
+    python examples/state/perturbation.py [--model gosling] [--out perturbation]
 
 (On a model this small, threads of NumPy's BLAS only wait for each other.) A push is a random direction of the length
 `size` times the component's. Measured by us: the native engine as stored rounds its activations to 8 bits, so that it

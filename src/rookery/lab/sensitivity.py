@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rookery.errors import InputError
 from rookery.lab import metrics, pieces
+from rookery.lab.metrics.arrays import norm
 from rookery.lab.metrics.sensitivity import STEPS
 from rookery.lab.substrates import Substrate, stream
 from rookery.model import Model
@@ -207,7 +208,7 @@ def noise_floor(model: Model, tokens: Sequence[int], others: Iterable[Model] = (
 
 def _distance(x: Array, other: Array) -> float:
     """||other - x|| / ||x||, relative."""
-    moved, length = (float(np.linalg.norm(np.asarray(d, np.float64))) for d in (other - x, x))
+    moved, length = (norm(d) for d in (other - x, x))
     return moved / length if length else np.inf if moved else 0.0
 
 

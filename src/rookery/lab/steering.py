@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from rookery.errors import BackendError, InputError
 from rookery.lab import metrics, pieces, surgery
+from rookery.lab.metrics.arrays import norm
 from rookery.lab.taps import read_with_taps
 from rookery.model import Model
 from rookery.state import State
@@ -46,13 +47,13 @@ class Contrast:
 
     def ratio(self, name: str) -> float:
         """The vector's length over the median one of its null: 1 for a direction that means nothing."""
-        return float(np.linalg.norm(self.vectors[name]) / np.median(self.null[name]))
+        return norm(self.vectors[name]) / float(np.median(self.null[name]))
 
     def blank(self, seed: int) -> Contrast:
         """Directions that mean nothing, of the lengths of these: Gaussian. What they do is the null of an effect."""
         random = np.random.default_rng(seed)
         draws = {name: random.standard_normal(v.shape) for name, v in self.vectors.items()}
-        same = {name: d * (np.linalg.norm(self.vectors[name]) / np.linalg.norm(d)) for name, d in draws.items()}
+        same = {name: d * (norm(self.vectors[name]) / norm(d)) for name, d in draws.items()}
         return Contrast(same, self.null, self.p, self.pairs)
 
 
@@ -87,7 +88,7 @@ def _contrast(seen: Callable[[Prompt], Mapping[str, Float64]], pairs: Pairs, see
         vectors[name] = each.mean(0)
         gram = each.reshape(len(each), -1) @ each.reshape(len(each), -1).T  # lengths of all swaps without the vectors
         null[name] = np.sqrt(np.maximum(np.einsum("si,ij,sj->s", swaps, gram, swaps), 0)) / len(each)
-        length = float(np.linalg.norm(vectors[name]))
+        length = norm(vectors[name])
         p[name] = float((1 + (null[name] >= length * (1 - 1e-9)).sum()) / (1 + NULLS))
     return Contrast(vectors, null, p, len(pairs))
 

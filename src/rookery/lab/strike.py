@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rookery.lab import metrics
 from rookery.lab.drive import Components, Path_, follow
+from rookery.lab.metrics.arrays import norm
 from rookery.lab.motion import short
 from rookery.lab.sensitivity import next_token_effect
 from rookery.lab.substrates import Substrate, stream
@@ -70,8 +71,8 @@ def recovery(
 
 
 def _distance(x: Array, y: Array) -> float:
-    length = float(np.linalg.norm(y.reshape(-1).astype(np.float64)))
-    return float(np.linalg.norm((x.astype(np.float64) - y).reshape(-1))) / (length or 1.0)
+    length = norm(y)
+    return norm(x.astype(np.float64) - y) / (length or 1.0)
 
 
 def response(substrate: Substrate, path: Path_, token: int, seed: int, prompt: int) -> Record:
@@ -128,7 +129,7 @@ def _displace(substrate: Substrate, near: Components, scale: dict[str, float]) -
     shrink = APART / (_norm(near, scale) or 1.0)
     now = substrate.components()
     for name, gap in near.items():
-        length, size = (float(np.linalg.norm(x.reshape(-1).astype(np.float64))) for x in (gap, now[name]))
+        length, size = (norm(x) for x in (gap, now[name]))
         if length and size:
             substrate.perturb(name, gap, shrink * length / size)
 

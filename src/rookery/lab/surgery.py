@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rookery.errors import InputError, StateError
 from rookery.lab import pieces
 from rookery.lab.bake import bake
+from rookery.lab.metrics.arrays import norm
 from rookery.lab.pieces import Array, Float64
 from rookery.lab.skip import Skipped, skip_write
 from rookery.state import State
@@ -79,7 +80,7 @@ def noise(state: State, pattern: Globs, size: float, rng: np.random.Generator | 
 
     def noisy(x: Float64) -> Float64:
         step = random.standard_normal(x.shape)
-        out: Float64 = x + step * (size * np.linalg.norm(x) / np.linalg.norm(step))
+        out: Float64 = x + step * (size * norm(x) / norm(step))
         return out
 
     return pieces.write(state, {name: noisy(x) for name, x in pieces.read_all(state, pattern).items()})

@@ -23,7 +23,7 @@ def measure(host: Host, prompt: int, seed: int, design: Design) -> Record:
     """What depends on the prompt alone is measured with seed 0 only: of a run that is given its tokens all but pushes,
     whose direction is the seed's, unless the substrate has a chance of its own."""
     substrate = host.at(prompt)
-    begin(substrate, host.heads[prompt], seed)
+    begin(substrate, host.heads[prompt], _run(prompt, seed, design))
     start = substrate.snapshot()
     tokens, per_tick = host.streams[prompt], design.tokens_per_tick
     path = _path(host, substrate, prompt, design)
@@ -46,6 +46,11 @@ def measure(host: Host, prompt: int, seed: int, design: Design) -> Record:
     return record
 
 
+def _run(prompt: int, seed: int, design: Design) -> int:
+    """The seed of a substrate's own chance: another for every prompt, which are the units of resampling."""
+    return prompt * design.seeds + seed
+
+
 def _path(host: Host, substrate: Substrate, prompt: int, design: Design) -> Path_:
     """The teacher-forced run from here; one that is the same for every seed is made once."""
     if host.steady and host.kept is not None and host.kept[0] == prompt:
@@ -61,7 +66,7 @@ def _once(host: Host, prompt: int, path: Path_, design: Design) -> Record:
     record: Record = {"ranks": ranks(path.states, every)} | sketch(path.states)
     if not host.null:
         record["features"] = {"ticks": half, "rows": features(path.states, half)}
-        record["floor"] = _floor(host, prompt, path)
+        record["floor"] = _floor(host, prompt, path, _run(prompt, 0, design))
     if host.model is not None:
         begun = host.about["begins_with"]
         tokens = [*begun, *host.heads[prompt], *host.streams[prompt]]
@@ -74,7 +79,7 @@ def _once(host: Host, prompt: int, path: Path_, design: Design) -> Record:
     return record
 
 
-def _floor(host: Host, prompt: int, path: Path_) -> Record:
+def _floor(host: Host, prompt: int, path: Path_, seed: int) -> Record:
     """By component, how far the last state is from itself when the same tokens are read another way; relative.
 
     chunked: all tokens in one piece. elsewhere: on another back end. repeated: once more, for what has no pieces.
@@ -84,7 +89,7 @@ def _floor(host: Host, prompt: int, path: Path_) -> Record:
     found: Record = {}
     if host.data is None:
         substrate = host.at(prompt)
-        begin(substrate, tokens, 0)
+        begin(substrate, tokens, seed)
         return {"repeated": _apart(substrate.components(), last)}
     found["chunked"] = _apart(_in_one_piece(host.at(prompt), tokens), last)
     if host.elsewhere is not None:

@@ -42,6 +42,11 @@ def vector(x: Any) -> Array:
     return float64(x).reshape(-1)
 
 
+def norm(x: Any) -> float:
+    """L2 of all numbers; a sum of squares, because a BLAS wakes its threads for a dot product, which costs more."""
+    return float(np.sqrt(np.square(float64(x)).sum()))
+
+
 def pair(a: Any, b: Any) -> tuple[Array, Array]:
     """Two vectors of one length. Raises InputError where their sizes differ or are 0."""
     x, y = vector(a), vector(b)

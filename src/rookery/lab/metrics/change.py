@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.lab.metrics.arrays import Array, Parts, float64, nonfinite, pair, parts
+from rookery.lab.metrics.arrays import Array, Parts, float64, nonfinite, norm, pair, parts
 from rookery.state import State
 
 EPS = 1e-12  # of rel_delta's denominator: two states of zeros differ by 0
@@ -66,14 +66,14 @@ def state_delta(a: Any, b: Any) -> float:
 def rel_delta(a: Any, b: Any) -> float:
     """||b - a|| over the mean of ||a|| and ||b||: 0 for no change, 2 for a reversal; relative, no unit."""
     x, y = pair(a, b)
-    return _norm(y - x) / ((_norm(x) + _norm(y)) / 2 + EPS)
+    return norm(y - x) / ((norm(x) + norm(y)) / 2 + EPS)
 
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def cosine(a: Any, b: Any) -> float:
     """Of the angle between two arrays, -1 to 1; NaN where one of them is all zeros."""
     x, y = pair(a, b)
-    return float((x * y).sum() / np.float64(_norm(x) * _norm(y)))
+    return float((x * y).sum() / np.float64(norm(x) * norm(y)))
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -176,11 +176,6 @@ def coherence_cv(rel_deltas: Sequence[float] | Array, window: int | None = None)
     values = _last(rel_deltas, window)
     mean, sd = values.mean(), values.std()
     return Steadiness(1.0 if sd == 0 else float(1 / (1 + (sd / mean) ** 2)), float(mean))
-
-
-def _norm(x: Array) -> float:
-    """L2; a sum of squares, because a BLAS wakes its threads for a dot product, which costs more than the product."""
-    return float(np.sqrt(np.square(x).sum()))
 
 
 def _first_definition(values: Array) -> float:

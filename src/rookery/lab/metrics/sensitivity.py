@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.lab.metrics.arrays import Array, float64
+from rookery.lab.metrics.arrays import Array, float64, norm
 
 STEPS = tuple(float(h) for h in np.logspace(-5, -1, 9))  # four decades, two a decade: relative sizes
 RUN = 3  # steps that must agree: one decade of STEPS
@@ -58,8 +58,8 @@ def step_sweep(
 
 def _ratio(up: Array, down: Array, step: float, start: Array | None) -> float:
     if start is None:
-        return float(np.linalg.norm(up - down)) / (2 * step)
-    return float(np.linalg.norm((up + down) / 2 - start)) / step**2
+        return norm(up - down) / (2 * step)
+    return norm((up + down) / 2 - start) / step**2
 
 
 def _flat(ratios: Array, tolerance: float) -> Array:

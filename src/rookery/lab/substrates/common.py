@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rookery.errors import InputError, StateError
+from rookery.lab.metrics.arrays import norm
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Float64: TypeAlias = npt.NDArray[np.float64]
@@ -75,7 +76,7 @@ def displacement(components: Mapping[str, Array], component: str, direction: npt
     value, along = components[component], np.asarray(direction, np.float64)
     if along.shape != value.shape:
         raise InputError(f"direction has shape {along.shape}: {component!r} has {value.shape}")
-    length = float(np.linalg.norm(along))
+    length = norm(along)
     if not (math.isfinite(length) and length > 0.0 and math.isfinite(size)):
         raise InputError(f"direction of length {length:g}, size {size:g}: wanted finite ones, and a length above 0")
-    return along * (size * float(np.linalg.norm(value.astype(np.float64))) / length)
+    return along * (size * norm(value) / length)
