@@ -24,6 +24,7 @@ from rookery.lab.motion import WHOLE, motion
 from rookery.lab.passages import PASSAGES
 from rookery.lab.substrates.rwkv import RWKV
 from rookery.lab.unit import measure
+from rookery.sampling import Sampling
 
 pytest.importorskip("matplotlib")
 
@@ -148,6 +149,15 @@ def _quietly(measure: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return measure()
+
+
+def test_free_running_goes_on_from_the_beginning_of_the_text() -> None:
+    plan = design("rwkv", sampling=Sampling(temperature=1.5, top_p=1.0))
+    (host,) = hosts(plan, models())
+    found = measure(host, 2, 1, plan)["free"]
+    alone = RWKV(tiny(backend="reference"), plan.sampling, ())
+    begin(alone, list(TEXTS[2][1].encode())[: plan.prefix], 2 * plan.seeds + 1)
+    assert found == motion(free(alone, plan.ticks, 1).states)
 
 
 @pytest.mark.parametrize("name", ["v4", "v5.0", "v5.2", "v6", "v7"])

@@ -29,6 +29,7 @@ DEFINITIONS = {
     "teacher": "every substrate reads the same texts, whatever it would have written",
     "free": "it reads the beginning of each text (prefix tokens), then its own tokens, or none",
     "push": "half way, each component is moved along a random direction by `size` times its L2 norm",
+    "limits": "prompts, ticks, seeds and watched ticks as in the design; all components, all heads",
     "interval": "95 %, percentile bootstrap over prompts; everything of one prompt is averaged first",
 }
 

@@ -125,6 +125,12 @@ def _transformer(design: Design, models: Models) -> Host:
         if not vocabulary.is_file():
             raise InputError(f"{substrate.path}: has no tokenizer.json, so that no text can be read")
         tokenizer = load_tokenizer(vocabulary)
+    length = design.prefix + design.ticks * design.tokens_per_tick
+    if substrate.context is not None and length > substrate.context:
+        raise InputError(
+            f"{design.ticks} ticks are {length} tokens with their beginning, and {substrate.path.name} has a context "
+            f"of {substrate.context}; ask for fewer"
+        )
     about = {
         "model": substrate.path.name,
         "layers": len(substrate.components()),

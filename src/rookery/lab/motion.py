@@ -90,8 +90,8 @@ def ranks(states: Mapping[str, Array], every: int) -> Record:
 def sketch(states: Mapping[str, Array]) -> Record:
     """Directions of what is carried slowly, projected to [T + 1, WIDTH]: for pictures of trajectories.
 
-    Of an RWKV that is the WKV state, without the token shifts, which are new at each token; else all components. Each is
-    scaled to length 1 at each tick, so that none outweighs the others by its units.
+    Of an RWKV that is the WKV state, without the token shifts, which are new at each token; else all components. Each
+    is scaled to length 1 at each tick, so that none outweighs the others by its units.
     """
     slow = {name: rows for name, rows in states.items() if name.endswith(".wkv")} or states
     parts = []
