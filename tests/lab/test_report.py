@@ -13,10 +13,11 @@ import pytest
 from experiments import design, models, tiny
 
 from rookery.errors import InputError, MissingExtra
-from rookery.lab import ledger, log_report, plots, report, summary
+from rookery.lab import ledger, log_report, look, plots, report, summary
 from rookery.lab.compare import compare
 from rookery.lab.metrics import white_noise_coherence
 from rookery.lab.monitor import Monitor
+from rookery.lab.rows import Row
 
 pytest.importorskip("matplotlib")
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path) -> tuple[dict[str, Any], dict[Any, Any], list[summary.Row]]:
+def results(folder: Path) -> tuple[dict[str, Any], dict[Any, Any], list[Row]]:
     header, records = ledger.read(folder)
     return header, records, summary.rows(header, records)
 
@@ -135,14 +136,14 @@ def test_texts_of_users_are_no_markup(tmp_path: Path) -> None:
 
 def test_every_picture_is_labelled(results: Any) -> None:
     header, records, rows = results
-    with plots.styled():
+    with look.styled():
         for name, draw in plots.all_plots(records, rows, [t for t, _ in header["design"]["passages"]]).items():
             made = draw()
             words = [made.get_supxlabel(), made.get_supylabel(), made.get_suptitle()]
             for ax in made.axes:
                 words += [ax.get_xlabel(), ax.get_ylabel()]
             assert len([word for word in words if word]) >= 2, name
-            assert plots.saved(made, "png").startswith(b"\x89PNG")
+            assert look.saved(made, "png").startswith(b"\x89PNG")
             assert name in report.CAPTIONS
 
 
@@ -158,8 +159,8 @@ def test_a_run_with_numbers_that_are_not_finite_is_drawn(results: Any) -> None:
 
 
 def test_colours_are_those_for_every_eye() -> None:
-    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
-    assert set(plots.COLOURS.values()) <= set(plots.CYCLE)
+    assert len(set(look.COLOURS.values())) == len(look.COLOURS)
+    assert set(look.COLOURS.values()) <= set(look.CYCLE)
 
 
 def test_without_matplotlib_the_install_line(monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
@@ -190,7 +191,7 @@ def test_a_log_without_changes(tmp_path: Path) -> None:
 
 
 def test_a_field_of_nothing_finite_is_drawn() -> None:
-    with plots.styled():
-        made, axes = plots.figure(1, 1)
-        plots.heat(made, axes[0, 0], np.full((2, 3), np.nan), "x", ["0", "1"])
-        assert plots.saved(made, "svg")
+    with look.styled():
+        made, axes = look.figure(1, 1)
+        look.heat(made, axes[0, 0], np.full((2, 3), np.nan), "x", ["0", "1"])
+        assert look.saved(made, "svg")

@@ -93,8 +93,8 @@ def _check_plot(path: str, force: bool) -> None:
 
 def _draw(picture: object, rows: Sequence[dict[str, object]], path: str) -> None:
     from rookery.formats.atomic import atomic_write
-    from rookery.lab import plots
+    from rookery.lab import look
 
     assert callable(picture)
-    with plots.styled(), atomic_write(path) as file:
-        file.write(plots.saved(picture(rows), os.path.splitext(path)[1][1:]))
+    with look.styled(), atomic_write(path) as file:
+        file.write(look.saved(picture(rows), os.path.splitext(path)[1][1:]))

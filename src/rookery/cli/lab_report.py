@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_folder(args: argparse.Namespace) -> str:
-    from rookery.lab import ledger, plots
+    from rookery.lab import ledger, look, plots
     from rookery.lab.compare import write
 
     if args.output is not None:
@@ -43,7 +43,7 @@ def _of_folder(args: argparse.Namespace) -> str:
     found = write(args.source, header, records)
     if args.plots is not None:
         topics = [topic for topic, _ in header["design"]["passages"]]
-        with plots.styled():
+        with look.styled():
             for name, draw in plots.all_plots(records, found, topics).items():
                 _save(args.plots, name, draw())
     return os.path.join(args.source, "report.html")
@@ -51,7 +51,7 @@ def _of_folder(args: argparse.Namespace) -> str:
 
 def _save(folder: str, name: str, made: object) -> None:
     from rookery.formats.atomic import atomic_write
-    from rookery.lab import plots
+    from rookery.lab import look
 
     try:
         os.makedirs(folder, exist_ok=True)
@@ -59,7 +59,7 @@ def _save(folder: str, name: str, made: object) -> None:
         raise CannotWrite(folder, f"cannot be written ({error.strerror})") from None
     for kind in ("svg", "png") if made is not None else ():
         with atomic_write(os.path.join(folder, f"{name}.{kind}")) as file:
-            file.write(plots.saved(made, kind))
+            file.write(look.saved(made, kind))
 
 
 def _of_log(args: argparse.Namespace) -> str:

@@ -17,7 +17,8 @@ from rookery.formats.atomic import atomic_write
 from rookery.lab.design import Design
 from rookery.lab.hosts import Models, hosts
 from rookery.lab.ledger import Ledger
-from rookery.lab.summary import Row, rows, table
+from rookery.lab.rows import Row, table
+from rookery.lab.summary import rows
 from rookery.lab.unit import measure
 
 Progress = Callable[[int, int], None]  # (substrate, prompt, seed) done, and in all

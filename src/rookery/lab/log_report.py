@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.lab import plots
+from rookery.lab import look
 from rookery.lab.journal import Row, read
 from rookery.lab.report import page, pictures
 
@@ -41,22 +41,22 @@ def html(path: str | os.PathLike[str]) -> str:
 
 def _changes(rows: Sequence[Row]) -> Any:
     kinds = list(rows[0]["rel_delta"])
-    made, axes = plots.figure(len(kinds), 1, 2.2, sharex=True)
+    made, axes = look.figure(len(kinds), 1, 2.2, sharex=True)
     for kind, ax in zip(kinds, axes[:, 0], strict=True):
         field = np.array([row["rel_delta"][kind] for row in rows], np.float64).T
-        plots.heat(made, ax, field, kind, [str(i) for i in range(len(field))])
+        look.heat(made, ax, field, kind, [str(i) for i in range(len(field))])
     axes[-1, 0].set_xlabel("capture")
     made.suptitle("colour: rel_delta (relative change per capture)", fontsize=13)
     return made
 
 
 def _coherence(rows: Sequence[Row]) -> Any:
-    made, axes = plots.figure(1, 1, 3.8)
+    made, axes = look.figure(1, 1, 3.8)
     ax, x = axes[0, 0], np.arange(1, len(rows) + 1)
-    ax.plot(x, _column([row["coherence"] for row in rows]), color=plots.BLACK, label="coherence, first definition")
+    ax.plot(x, _column([row["coherence"] for row in rows]), color=look.BLACK, label="coherence, first definition")
     for i, piece in enumerate(rows[0]["coherence_cv"]):
         values = [np.mean(_column(row["coherence_cv"][piece])) for row in rows]
-        ax.plot(x, values, color=plots.CYCLE[i], label=f"coherence_cv, {piece}")
+        ax.plot(x, values, color=look.CYCLE[i], label=f"coherence_cv, {piece}")
     ax.set_ylim(0, 1.03)
     ax.set_xlabel("capture")
     ax.set_ylabel("0 to 1")
@@ -68,10 +68,10 @@ def _ranks(rows: Sequence[Row]) -> Any:
     ranked = [row["effective_rank"] for row in rows if "effective_rank" in row]
     if not ranked:
         return None
-    made, axes = plots.figure(1, 1, 3.8)
+    made, axes = look.figure(1, 1, 3.8)
     for i in range(len(ranked[0])):
         values = [np.mean(_column(layers[i])) for layers in ranked]
-        axes[0, 0].plot(range(1, len(values) + 1), values, color=plots.CYCLE[i % len(plots.CYCLE)], label=f"layer {i}")
+        axes[0, 0].plot(range(1, len(values) + 1), values, color=look.CYCLE[i % len(look.CYCLE)], label=f"layer {i}")
     axes[0, 0].set_xlabel("capture")
     axes[0, 0].set_ylabel("effective rank (dimensions)")
     axes[0, 0].set_ylim(bottom=0)

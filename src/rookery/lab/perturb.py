@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.lab import metrics, pieces, plots
+from rookery.lab import look, metrics, pieces
 from rookery.lab.sensitivity import divergence, next_token_effect, recovery
 from rookery.lab.substrates import Substrate
 from rookery.sampling import Sampling
@@ -80,15 +80,15 @@ def _diverged(substrate: Substrate, name: str, size: float, seeds: int, tokens: 
 
 def picture(rows: Sequence[Line]) -> Any:
     """Left: KL of the next token against size, a line for each component. Right: return from the largest push."""
-    made, axes = plots.figure(1, 2, 4.8)
+    made, axes = look.figure(1, 2, 4.8)
     names = list(dict.fromkeys(row["component"] for row in rows))
     largest = max(row["size"] for row in rows)
     for i, name in enumerate(names):
-        style = {"color": plots.CYCLE[i % len(plots.CYCLE)], "linestyle": ("-", "--", ":")[i // len(plots.CYCLE) % 3]}
+        style = {"color": look.CYCLE[i % len(look.CYCLE)], "linestyle": ("-", "--", ":")[i // len(look.CYCLE) % 3]}
         mine = sorted((row for row in rows if row["component"] == name), key=lambda row: float(row["size"]))
         points = [(row["size"], row["kl"]) for row in mine if row["kl"]]
         if points:
-            axes[0, 0].plot(*zip(*points, strict=True), marker="o", markersize=4, label=plots.label(name), **style)
+            axes[0, 0].plot(*zip(*points, strict=True), marker="o", markersize=4, label=look.label(name), **style)
         curve = np.array(mine[-1]["curve"])
         shown = np.flatnonzero(curve > 0)
         axes[0, 1].plot(shown, curve[shown], marker="." if len(shown) < 3 else None, **style)

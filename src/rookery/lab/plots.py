@@ -1,87 +1,36 @@
-"""An experiment's results as pictures; matplotlib is imported only to draw.
-
-Colours tell apart what they should for every eye: Okabe and Ito's for lines, viridis for fields. Everything is labelled
-with its units and still legible at half size. T ticks.
-"""
+"""An experiment's results as pictures, each labelled with its units; their looks are in `look`. T ticks."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from rookery.errors import MissingExtra
 from rookery.lab import metrics
 from rookery.lab.design import NULLS
+from rookery.lab.look import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    CYCLE,
+    RED,
+    SKY,
+    TITLES,
+    Figure,
+    band,
+    figure,
+    grid,
+    heat,
+    label,
+)
 from rookery.lab.motion import WHOLE
-from rookery.lab.summary import Row
+from rookery.lab.rows import Row
 
-Figure: TypeAlias = Any  # matplotlib.figure.Figure
 Records: TypeAlias = Mapping[Any, Mapping[str, Any]]
 
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-COLOURS = {
-    "rwkv": BLUE, "transformer": RED, "physics": GREEN, "frozen": BLACK, "iid": PINK, "ar1": ORANGE,
-}  # fmt: skip
-TITLES = {
-    "rwkv": "RWKV", "transformer": "Transformer", "physics": "physics", "frozen": "frozen (null)",
-    "iid": "white noise (null)", "ar1": "AR(1) noise (null)",
-}  # fmt: skip
-STYLES = {"frozen": ":", "iid": (0, (1, 1)), "ar1": "--"}
-CYCLE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)
-BAND = (5, 95)  # percentiles over prompts
 PATHS = 3  # prompts whose trajectories are drawn: more hide each other
-WIDTH = 9.0  # inches
 WHITE = 512  # numbers of the white noise that coherence is held against
-STYLE: dict[Any, Any] = {
-    "font.size": 13, "axes.titlesize": 13, "axes.labelsize": 13, "legend.fontsize": 11.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "lines.linewidth": 2.0, "savefig.facecolor": "white", "svg.fonttype": "path", "axes.axisbelow": True,
-}  # fmt: skip
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Our looks, for drawing and saving. Raises MissingExtra without matplotlib."""
-    try:
-        import matplotlib  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise MissingExtra("a plot", "lab") from None
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "rookery"}):
-        yield
-
-
-def figure(rows: int = 1, columns: int = 1, height: float = 3.6, **shared: Any) -> tuple[Figure, Any]:
-    """A figure and its axes [rows, columns]."""
-    from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
-
-    made = Figure(figsize=(WIDTH, height * rows), layout="constrained")
-    return made, made.subplots(rows, columns, squeeze=False, **shared)
-
-
-def _grid(count: int, columns: int, height: float, **shared: Any) -> tuple[Figure, list[Any]]:
-    """A figure of `count` axes, at most so many a row."""
-    columns = min(count, columns) if count != 4 or columns == 4 else 2
-    made, axes = figure(-(-count // columns), columns, height, **shared)
-    every = list(axes.flat)
-    for ax in every[count:]:
-        ax.remove()
-    if shared.get("sharex"):
-        for ax in every[max(count - columns, 0) : count]:
-            ax.tick_params(labelbottom=True)
-    return made, every[:count]
-
-
-def saved(made: Figure, kind: str) -> bytes:
-    """The file of a figure: "svg" or "png"; equal figures give equal bytes."""
-    out = io.BytesIO()
-    made.savefig(out, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-    return out.getvalue()
 
 
 def of(records: Records, name: str, prompt: int | None = None, seed: int | None = None) -> list[Mapping[str, Any]]:
@@ -97,12 +46,6 @@ def names(records: Records) -> list[str]:
     """The substrates that have results, in our order."""
     have = {name for name, _, _ in records}
     return [name for name in COLOURS if name in have]
-
-
-def label(component: str) -> str:
-    """ "layers.3.att_shift" -> "layer 3 att_shift"."""
-    head, _, rest = component.partition(".")
-    return f"layer {rest.replace('.', ' ')}" if head == "layers" else component
 
 
 # what moved
@@ -131,17 +74,6 @@ def heat_map(records: Records) -> Figure | None:
     return made
 
 
-def heat(made: Figure, ax: Any, field: Any, title: str, rows: Sequence[str]) -> None:
-    """A field [rows, ticks] with a colour scale of its own, from 0 to its 99th percentile; what is NaN stays white."""
-    top = max(float(np.nanpercentile(field, 99)) if np.isfinite(field).any() else 0.0, 1e-12)
-    image = ax.imshow(field, aspect="auto", vmin=0, vmax=top, extent=(0.5, field.shape[1] + 0.5, len(rows), 0))
-    ax.set_title(title, loc="left")
-    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    ax.set_ylabel("layer" if rows[0].isdigit() else "")
-    ax.grid(False)
-    made.colorbar(image, ax=ax, extend="max", aspect=8, pad=0.01, ticks=[0, top / 2, top], format="%.2g")
-
-
 def delta_series(records: Records) -> Figure | None:
     """rel_delta of all components together over ticks, teacher-forced and free, with bands over prompts."""
     made, axes = figure(1, 2, 4.4, sharey=True)
@@ -149,7 +81,7 @@ def delta_series(records: Records) -> Figure | None:
         for name in names(records):
             series = [r[condition][WHOLE]["rel_delta"] for r in of(records, name) if condition in r]
             if series:
-                _band(ax, np.arange(1, len(series[0]) + 1), np.array(series), COLOURS[name], TITLES[name], name)
+                band(ax, np.arange(1, len(series[0]) + 1), np.array(series), COLOURS[name], TITLES[name], name)
         ax.set_title(title)
         ax.set_xlabel("tick")
         ax.set_ylim(bottom=0)
@@ -157,13 +89,6 @@ def delta_series(records: Records) -> Figure | None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return made
-
-
-def _band(ax: Any, x: Any, series: Any, colour: str, title: str, name: str = "") -> None:
-    """Median and BAND of [runs, T]."""
-    low, middle, high = np.percentile(series, [BAND[0], 50, BAND[1]], axis=0)
-    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(x, middle, color=colour, label=title, linestyle=STYLES.get(name, "-"))
 
 
 # what a push does
@@ -183,7 +108,7 @@ def recovery_curves(records: Records) -> Figure | None:
     panels = {title: groups for title, groups in panels.items() if groups}
     if not panels:
         return None
-    made, axes = _grid(len(panels), 2, 3.9, sharex=True, sharey=True)
+    made, axes = grid(len(panels), 2, 3.9, sharex=True, sharey=True)
     for ax, (title, groups) in zip(axes, panels.items(), strict=True):
         _recovery_panel(ax, groups)
         ax.set_title(title)
@@ -209,7 +134,7 @@ def _recovery_panel(ax: Any, groups: Mapping[str, Sequence[Any]]) -> None:
         series = series[np.isfinite(series).all(1)]
         here = np.flatnonzero((series > 0).all(0))  # a logarithm has no 0
         if len(here) > 2:
-            _band(ax, here, series[:, here], next(colours), title)
+            band(ax, here, series[:, here], next(colours), title)
         else:
             gone.append(title)
     ax.set_yscale("log")
@@ -229,7 +154,7 @@ def singular_spectra(records: Records) -> Figure | None:
     if not runs:
         return None
     layers = list(runs[0])
-    made, axes = _grid(len(layers), 4, 3.4, sharex=True, sharey=True)
+    made, axes = grid(len(layers), 4, 3.4, sharex=True, sharey=True)
     for ax, layer in zip(axes, layers, strict=True):
         values = np.mean([run[layer]["spectrum"] for run in runs], axis=0)
         for head, spectrum in enumerate(values):
@@ -263,7 +188,7 @@ def rank_series(records: Records) -> Figure | None:
     for i, layer in enumerate(common):
         series = np.array([np.mean(run[layer]["effective"], axis=1) for run in runs])
         every = max(ticks // (series.shape[1] - 1), 1)
-        _band(ax, np.arange(series.shape[1]) * every, series, CYCLE[i % len(CYCLE)], label(layer).removesuffix(" wkv"))
+        band(ax, np.arange(series.shape[1]) * every, series, CYCLE[i % len(CYCLE)], label(layer).removesuffix(" wkv"))
     size = len(runs[0][common[0]]["spectrum"][0])
     ax.set_xlabel("tick")
     ax.set_ylabel(f"effective rank (of {size})")
@@ -277,7 +202,7 @@ def trajectories(records: Records, topics: Sequence[str]) -> Figure | None:
     shown = [name for name in names(records) if name != "frozen"]
     if not shown:
         return None
-    made, axes = _grid(len(shown), 3, 3.9)
+    made, axes = grid(len(shown), 3, 3.9)
     kinds = list(dict.fromkeys(topics))[: len(CYCLE)]
     for ax, name in zip(axes, shown, strict=True):
         found = {p: np.array(r["path"]) for (n, p, s), r in sorted(records.items()) if n == name and s == 0}
@@ -312,7 +237,7 @@ def half_lives(records: Records) -> Figure | None:
     if not runs:
         return None
     layers = list(runs[0])
-    made, axes = _grid(len(layers), 4, 3.4, sharex=True, sharey=True)
+    made, axes = grid(len(layers), 4, 3.4, sharex=True, sharey=True)
     decays = [metrics.half_life(np.mean([run[x]["log_decay"] for run in runs], axis=0)) for x in layers]
     finite = np.concatenate([h[np.isfinite(h)] for h in decays])
     bins = np.geomspace(max(finite.min(), 0.1), finite.max() * 1.01, 25)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rookery.lab import plots
+from rookery.lab import look, plots
 from rookery.lab.design import LANGUAGE, NULLS
+from rookery.lab.look import TITLES
 from rookery.lab.metrics import white_noise_coherence
 from rookery.lab.motion import WHOLE
-from rookery.lab.plots import TITLES, WHITE
-from rookery.lab.summary import UNITS, Row
+from rookery.lab.plots import WHITE
+from rookery.lab.rows import UNITS, Row
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#111;background:#fff;max-width:64rem;margin:2rem auto;padding:0 1rem}
@@ -99,10 +100,10 @@ def page(title: str, parts: Sequence[str]) -> str:
 def pictures(draw: Mapping[str, Callable[[], Any]], captions: Mapping[str, str]) -> str:
     """Every picture that there is, with its caption. Raises MissingExtra without matplotlib."""
     parts = []
-    with plots.styled():
+    with look.styled():
         for name, one in draw.items():
             if (made := one()) is not None:
-                svg = plots.saved(made, "svg").decode()
+                svg = look.saved(made, "svg").decode()
                 svg = svg[svg.index("<svg") :].replace("<svg ", f"<svg role='img' aria-label='{escape(name)}' ", 1)
                 parts.append(f"<figure>{_own_ids(svg, name)}<figcaption>{escape(captions[name])}</figcaption></figure>")
     return "\n".join(parts)

@@ -5,12 +5,9 @@ The prompt is the unit of resampling: all that was measured of one prompt (seeds
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,58 +18,13 @@ from rookery.lab.ledger import Key, Record
 from rookery.lab.metrics.probe import Probe, linear_probe
 from rookery.lab.metrics.uncertainty import bootstrap
 from rookery.lab.motion import WHOLE
+from rookery.lab.rows import Row
 
 DRAWS = 500  # of the bootstrap
 SHUFFLES = 200  # of a probe's labels
 LEAST_TOPIC = 3  # prompts of each topic, below which nothing is probed
 
 ByPrompt: TypeAlias = Mapping[int, Sequence[float]]
-
-UNITS = {
-    "rel_delta": "relative, per tick",
-    "coherence_cv": "relative",
-    "state_delta": "component's units, per tick",
-    "coherence": "none: changes with the units",
-    "memory": "ticks",
-    "dimension": "dimensions",
-    "effective_rank": "dimensions",
-    "rms": "component's units",
-    "nonfinite": "numbers",
-    "recovery": "ticks",
-    "kept": "relative to the push",
-    "exponent": "nats per tick",
-    "growth": "factor",
-    "decay_half_life": "tokens",
-    "write_half_life": "tokens",
-    "probe": "accuracy",
-    "probe_null": "accuracy",
-    "probe_p": "p-value",
-    "kl": "nats per squared relative push",
-    "kl_at_size": "nats",
-    "loss": "nats per token",
-    "bits_per_byte": "bits per byte",
-    "floor": "relative",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number. `estimate` None: there is none, and `note` says why; else `note` says what to be careful of."""
-
-    substrate: str
-    condition: str  # teacher, free, or - where the distinction has no meaning
-    component: str
-    metric: str
-    estimate: float | None
-    low: float | None = None
-    high: float | None = None
-    prompts: int = 0
-    runs: int = 0
-    note: str = ""
-
-    @property
-    def unit(self) -> str:
-        return UNITS[self.metric]
 
 
 def rows(header: Mapping[str, Any], records: Mapping[Key, Record]) -> list[Row]:
@@ -83,23 +35,6 @@ def rows(header: Mapping[str, Any], records: Mapping[Key, Record]) -> list[Row]:
         if mine:
             found += _Summary(name, design, mine).rows()
     return found
-
-
-def table(found: Iterable[Row]) -> str:
-    """metrics.csv."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["substrate", "condition", "component", "metric", "estimate", "low", "high", "unit", "prompts", "runs", "note"]
-    )
-    for r in found:
-        numbers = ["-" if r.estimate is None else _text(r.estimate), _text(r.low), _text(r.high)]
-        writer.writerow([r.substrate, r.condition, r.component, r.metric, *numbers, r.unit, r.prompts, r.runs, r.note])
-    return out.getvalue()
-
-
-def _text(number: float | None) -> str:
-    return "" if number is None else f"{number:.6g}"
 
 
 def median(values: Any) -> float:
