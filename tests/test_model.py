@@ -205,7 +205,7 @@ def test_paths_that_are_none(path: str, words: str) -> None:
         rookery.load(path)
 
 
-@pytest.mark.parametrize(("block", "left"), [(1, "talk.safetensors"), (2, "talk.state")])
+@pytest.mark.parametrize(("block", "left"), [(1, "talk.safetensors"), (2, "talk.state"), (3, "")])
 def test_the_readmes_python_runs(tmp_path: Path, block: int, left: str) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     code = readme.split("```python\n")[block].split("```")[0]
