@@ -119,8 +119,8 @@ SIGMAS = 4.0
 # (omega dt)^2/24 of a radian per radian (measured 1e-5).
 PHYSICS_CLOSED = 5e-5
 
-# How far BAOAB's energy may rise in a tick at T = 0, and swing over 10 units of time without friction, relative to where
-# it began: it lies within (omega dt)^2/4 of one that never rises (measured no rise; a swing of 2.5e-5).
+# How far BAOAB's energy may rise in a tick at T = 0, and swing over 10 units of time without friction, relative to
+# where it began: it lies within (omega dt)^2/4 of one that never rises (measured no rise; a swing of 2.5e-5).
 PHYSICS_ENERGY = 5e-5
 
 # One tick of the lab's physics against a loop of plain numbers, and x on its sphere, v tangent to it, absolute: float64
