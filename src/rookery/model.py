@@ -120,7 +120,7 @@ class Model:
 
     def check(self, state: State, allow_lineage: bool = False) -> None:
         """StateError unless `state` is this model's (or, if allowed, of another quantisation of it)."""
-        if shapes(state.config) != shapes(self.config):
+        if state.config is not self.config and shapes(state.config) != shapes(self.config):
             raise StateError(f"the state is of {state.config.name} of another size, not of {self.weights.path}")
         if state.origin is self.weights or state.origin.fingerprint == self.weights.fingerprint:
             return

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -47,6 +48,7 @@ def pieces(c: Config) -> list[StatePiece]:
     return version(c).state(c)
 
 
+@lru_cache(64)  # asked for at every token
 def size(c: Config) -> int:
     """Numbers in the state of one sequence."""
     return c.n_layer * sum(p.size for p in pieces(c))

