@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rookery
-from rookery.lab import metrics, plots, sensitivity
+from rookery.lab import look, metrics, sensitivity
 from rookery.lab.drive import begin, free
 from rookery.lab.passages import PASSAGES
 from rookery.lab.substrates import make
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 Trajectory = Mapping[str, Array]  # [ticks + 1, ...] by component
 
 NULLS = ("frozen", "iid", "ar1")
-LOOKS = {"carried": plots.BLUE, "frozen": plots.BLACK, "iid": plots.PINK, "ar1": plots.ORANGE}
+LOOKS = {"carried": look.BLUE, "frozen": look.BLACK, "iid": look.PINK, "ar1": look.ORANGE}
 PREFIX = 16  # tokens of each text that are read before the first tick
 
 
@@ -183,11 +183,11 @@ def _shown(number: float | None) -> str:
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Left: how much each component moves, between its nulls and its floor. Right: the two coherences."""
-    with plots.styled():
-        made, (axes,) = plots.figure(1, 2, 5.2, width_ratios=[1.6, 1])
+    with look.styled():
+        made, (axes,) = look.figure(1, 2, 5.2, width_ratios=[1.6, 1])
         _moved(axes[0], rows)
         _coherences(axes[1], {(r.system, r.metric): r for r in rows if r.component == "all"})
-        path.write_bytes(plots.saved(made, "png"))
+        path.write_bytes(look.saved(made, "png"))
 
 
 def _moved(ax: Any, rows: Sequence[Row]) -> None:
@@ -205,7 +205,7 @@ def _moved(ax: Any, rows: Sequence[Row]) -> None:
         ax.plot(x, range(len(x)), mark, label=said, **looks)
     ax.plot([r.estimate for r in mine], range(len(mine)), "o", color=LOOKS["carried"], label="carried state")
     ax.hlines(range(len(mine)), [r.low for r in mine], [r.high for r in mine], color=LOOKS["carried"])
-    ax.set_yticks(range(len(mine)), [plots.label(r.component) for r in mine])
+    ax.set_yticks(range(len(mine)), [look.label(r.component) for r in mine])
     ax.invert_yaxis()
     ax.set_xlabel("rel_delta (relative change per tick)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.35, -0.12), ncols=2, frameon=False)
@@ -214,7 +214,7 @@ def _moved(ax: Any, rows: Sequence[Row]) -> None:
 def _coherences(ax: Any, at: Mapping[tuple[str, str], Row]) -> None:
     systems = {"the captures": "as defined", "carried": "carried", "frozen": "frozen", "iid": "iid", "ar1": "AR(1)"}
     for i, system in enumerate(systems):
-        colour = LOOKS.get(system, plots.RED)
+        colour = LOOKS.get(system, look.RED)
         ax.barh(i - 0.2, at[system, "coherence"].estimate, 0.36, color=colour, alpha=0.4)
         if (system, "coherence_cv") in at:
             ax.barh(i + 0.2, at[system, "coherence_cv"].estimate, 0.36, color=colour)

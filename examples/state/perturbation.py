@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rookery
-from rookery.lab import metrics, plots, sensitivity
+from rookery.lab import look, metrics, sensitivity
 from rookery.lab.drive import begin
 from rookery.lab.passages import PASSAGES
 from rookery.lab.substrates import make
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 READ = 40  # tokens of each text before the push
 STEPS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative sizes for the sensitivity
 PUSH = 0.1  # relative size whose recovery is watched
-COLOURS = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.RED)
+COLOURS = (look.BLUE, look.ORANGE, look.GREEN, look.RED)
 
 
 class Row(NamedTuple):
@@ -175,12 +175,12 @@ def picture(
     texts: dict[float, metrics.Survival],
     tokens: int,
 ) -> None:
-    with plots.styled():
-        made, ((next_token, steps), (state, text)) = plots.figure(2, 2, 4.4)
+    with look.styled():
+        made, ((next_token, steps), (state, text)) = look.figure(2, 2, 4.4)
         kl = [r for r in rows if r.part == "next token"]
-        next_token.hlines(range(len(kl)), [r.low for r in kl], [r.high for r in kl], color=plots.BLUE)
-        next_token.plot([r.estimate for r in kl], range(len(kl)), "o", color=plots.BLUE)
-        next_token.set_yticks(range(len(kl)), [plots.label(r.component) for r in kl])
+        next_token.hlines(range(len(kl)), [r.low for r in kl], [r.high for r in kl], color=look.BLUE)
+        next_token.plot([r.estimate for r in kl], range(len(kl)), "o", color=look.BLUE)
+        next_token.set_yticks(range(len(kl)), [look.label(r.component) for r in kl])
         next_token.invert_yaxis()
         next_token.set_xscale("log")
         next_token.set_xlabel("KL / size² (nats)")
@@ -192,7 +192,7 @@ def picture(
         for (component, curve), colour in zip(curves.items(), COLOURS, strict=False):
             low, middle, high = np.percentile(curve, [5, 50, 95], axis=0)
             state.fill_between(range(len(middle)), low, high, color=colour, alpha=0.18, linewidth=0)
-            state.semilogy(middle, color=colour, label=plots.label(component))
+            state.semilogy(middle, color=colour, label=look.label(component))
         state.set_xlabel("tokens after the push")
         state.set_ylabel("distance (relative)")
         state.legend(frameon=False)
@@ -203,7 +203,7 @@ def picture(
         text.set_xlabel("tokens written")
         text.set_ylabel("share of texts still equal")
         text.legend(frameon=False)
-        path.write_bytes(plots.saved(made, "png"))
+        path.write_bytes(look.saved(made, "png"))
 
 
 def main() -> None:
