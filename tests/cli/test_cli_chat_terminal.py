@@ -70,8 +70,8 @@ class Terminal:
         self.until(lambda: text in self.everything())
 
     def flows(self, height: int) -> None:
-        """Wait for a reply that fills the window."""
-        self.until(lambda: len(self.screen()) == height and not self.status().startswith(" v7 ·"))
+        """Wait for a reply that fills the window and has pushed what was asked out of it."""
+        self.until(lambda: len(self.screen()) == height and not any(line.startswith("> ") for line in self.screen()))
 
     def keys(self, *keys: str) -> None:
         self._do("send-keys", "-t", "chat", *keys)
