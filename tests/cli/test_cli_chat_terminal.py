@@ -116,8 +116,8 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     """`terminal("--resume")`: the program in a window; the one before is closed."""
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
+    if not (shutil.which("tmux") and shutil.which("pgrep")):
+        pytest.skip("tmux or pgrep is not installed")
     opened: list[Terminal] = []
 
     def made(*args: str, **more: Any) -> Terminal:
