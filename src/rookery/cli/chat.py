@@ -70,16 +70,8 @@ def parser() -> options.Parser:
         made, json="one object for each reply: text, stop_reason, tokens, prompt_tokens, seconds, talk, turn"
     )
     options.add_model(made)
-    _add_sampling(made)
+    options.add_sampling(made, profile=True)
     return made
-
-
-def _add_sampling(made: options.Parser) -> None:
-    """The flags of `options.add_sampling`, but what is not given is the profile's."""
-    group = made.add_argument_group("sampling (default: the profile's)")
-    for name, (kind, _, metavar, what) in options.SAMPLING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=what)
-    group.add_argument("--seed", type=options.whole(0), metavar="N", help="the same talk again (default: drawn anew)")
 
 
 def run(args: argparse.Namespace) -> int:

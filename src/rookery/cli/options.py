@@ -143,15 +143,16 @@ def add_limits(parser: Parser) -> None:
     )
 
 
-def add_sampling(parser: Parser) -> None:
-    """How tokens are chosen, in the order in which the settings act (see rookery.sampling)."""
-    group = parser.add_argument_group("sampling")
+def add_sampling(parser: Parser, profile: bool = False) -> None:
+    """How tokens are chosen, in the order in which the settings act (see rookery.sampling). `profile`: what is not
+    given is None, for a profile to say.
+    """
+    group = parser.add_argument_group("sampling (default: the profile's)" if profile else "sampling")
     for name, (kind, default, metavar, what) in SAMPLING.items():
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{what} (default: {default})")
-    group.add_argument(
-        "--seed", type=whole(0), metavar="N", help="the same text again, whatever the machine (default: drawn anew)"
-    )
+        flag, said = f"--{name.replace('_', '-')}", what if profile else f"{what} (default: {default})"
+        group.add_argument(flag, type=kind, default=None if profile else default, metavar=metavar, help=said)
+    again = "the same talk again" if profile else "the same text again, whatever the machine"
+    group.add_argument("--seed", type=whole(0), metavar="N", help=f"{again} (default: drawn anew)")
 
 
 def sampling(args: argparse.Namespace) -> Any:

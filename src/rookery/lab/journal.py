@@ -10,10 +10,10 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 from rookery.errors import BadHeader, CannotWrite, MissingFile, NewerFile, UnknownFormat
+from rookery.lab.records import append
 
 Row: TypeAlias = dict[str, Any]
 
@@ -58,16 +58,8 @@ class Journal:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line, or nothing and raise CannotWrite."""
         data = json.dumps(row, allow_nan=False).encode() + b"\n"
-        try:
-            if os.write(self._file, data) == len(data):
-                self._end += len(data)
-                return
-            problem = "no space left on the disk"
-        except OSError as error:
-            problem = str(error.strerror)
-        with suppress(OSError):
-            os.ftruncate(self._file, self._end)
-        raise CannotWrite(self.path, f"cannot be written ({problem}); the lines before are whole")
+        append(self.path, self._file, self._end, data)
+        self._end += len(data)
 
     def close(self) -> None:
         os.close(self._file)

@@ -167,17 +167,23 @@ class File:
         os.close(self._file)
 
     def _write(self, data: bytes) -> None:
-        """All of `data`, or nothing and CannotWrite: the next record must begin where this one should end."""
-        try:
-            if os.write(self._file, data) == len(data):
-                self._end += len(data)
-                return
-            problem = "no space left on the disk"
-        except OSError as error:
-            problem = str(error.strerror)
-        with suppress(OSError):
-            os.ftruncate(self._file, self._end)
-        raise CannotWrite(self.path, f"cannot be written ({problem}); what was captured before is whole")
+        append(self.path, self._file, self._end, data)
+        self._end += len(data)
+
+
+def append(path: str, file: int, end: int, data: bytes) -> None:
+    """All of `data` behind the `end` bytes of a file, or nothing and CannotWrite: the next record must begin where this
+    one should end.
+    """
+    try:
+        if os.write(file, data) == len(data):
+            return
+        problem = "no space left on the disk"
+    except OSError as error:
+        problem = str(error.strerror)
+    with suppress(OSError):
+        os.ftruncate(file, end)
+    raise CannotWrite(path, f"cannot be written ({problem}); what was captured before is whole")
 
 
 class Recorded:
