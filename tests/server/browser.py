@@ -73,8 +73,8 @@ class Browser:
         """`element`: an expression for it. It must be visible, with nothing before it."""
         self.wait(f"({element})?.checkVisibility()")
         middle = (
-            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'nearest'}}); const r = e.getBoundingClientRect();"
-            "const at = [r.x + r.width / 2, r.y + r.height / 2];"
+            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'nearest'}});"
+            "const r = e.getBoundingClientRect(); const at = [r.x + r.width / 2, r.y + r.height / 2];"
             "const hit = document.elementFromPoint(...at); return [...at, e === hit || e.contains(hit)]; })()"
         )
         x, y, hit = self.run(middle)
