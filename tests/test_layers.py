@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"formats", "tokenizer", "sampling"},
     "store": {"formats", "state"},
     "session": {"architecture", "formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "store"},
+    "engine": {"tokenizer", "sampling", "state", "stream", "model", "store"},
     "bench": {"model", "backends"},
     "lab": {
         "architecture",

@@ -1,0 +1,107 @@
+"""From the engine's thread to the event loop: what a sequence's listener hears, as an asynchronous iterator."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from rookery.engine import Ended, Engine, Event, Failed, Sequence
+
+Queue = asyncio.Queue[Event]
+Make = Callable[[Callable[[Event], None]], Sequence]
+
+
+class Outbox:
+    """Events on their way to the loop, carried over once a step however many there are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
+        self._loop, self._lock = loop, threading.Lock()
+        self._out: list[tuple[Queue, Event]] = []
+        engine.after_step = self.flush
+
+    def put(self, queue: Queue, event: Event) -> None:
+        with self._lock:
+            self._out.append((queue, event))
+
+    def flush(self) -> None:
+        """Called in the engine's thread after each step."""
+        with self._lock:
+            waiting = bool(self._out)
+        if waiting and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            out, self._out = self._out, []
+        for queue, event in out:
+            queue.put_nowait(event)
+
+
+class Feed:
+    """The events of one sequence: iterate them to the last, one by one or as `batches`."""
+
+    def __init__(self, engine: Engine, sequence: Sequence, queue: Queue) -> None:
+        self._engine, self._sequence, self._queue = engine, sequence, queue
+        self._left = sequence.places  # drafts that have not ended
+
+    @property
+    def over(self) -> bool:
+        return not self._left
+
+    def cancel(self) -> None:
+        """End it within one step of the engine; its last events still come."""
+        if not self.over:
+            self._engine.cancel(self._sequence)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self.over:
+            raise StopAsyncIteration
+        return self._note(await self._queue.get())
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """All events that are there by now, at least one: what a slow client has missed comes at once."""
+        async for event in self:
+            found = [event]
+            while not (self.over or self._queue.empty()):
+                found.append(self._note(self._queue.get_nowait()))
+            yield found
+
+    def _note(self, event: Event) -> Event:
+        if isinstance(event, Failed):
+            self._left = 0
+        elif isinstance(event, Ended):
+            self._left -= 1
+        return event
+
+
+class Serves(Protocol):
+    """What a feed needs of the service."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def outbox(self) -> Outbox: ...
+
+
+@asynccontextmanager
+async def open(service: Serves, make: Make) -> AsyncIterator[Feed]:
+    """Submit the sequence that `make(listen)` returns; it is cancelled where the block is left before its last event.
+
+    Raises Busy.
+    """
+    queue: Queue = asyncio.Queue()
+    outbox = service.outbox
+    sequence = make(lambda event: outbox.put(queue, event))
+    service.engine.submit(sequence)
+    feed = Feed(service.engine, sequence, queue)
+    try:
+        yield feed
+    finally:
+        feed.cancel()
