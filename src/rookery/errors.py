@@ -26,7 +26,8 @@ RookeryError                    one line: what, where, what was wanted, the reme
 ├── TokenError                  a token id outside the vocabulary
 ├── TokenizerError              no tokenizer known, or a damaged vocabulary
 ├── TemplateError               a chat template that is damaged, asks for too much or reaches for what it may not
-├── StoreError                  a store of talks that cannot be reached, or a talk that is not in it
+├── StoreError                  a store of talks that cannot be reached or stays locked
+│   └── NoSuchTalk              a talk, branch or turn that is not in it
 ├── InputError                  an argument, prompt or setting that makes no sense
 ├── TrainingError               a run that cannot go on: the loss or a gradient is not finite
 ├── BackendError                a back end that cannot do what was asked
@@ -149,7 +150,11 @@ class TemplateError(RookeryError):
 
 
 class StoreError(RookeryError):
-    """A store of talks cannot be reached or stays locked, or has no such talk."""
+    """A store of talks cannot be reached or stays locked."""
+
+
+class NoSuchTalk(StoreError):
+    """A talk, a branch of it or a turn that the store does not have."""
 
 
 class InputError(RookeryError):

@@ -76,7 +76,7 @@ class Chat:
         before = self.session.at
         try:
             seed = secrets.randbits(32)
-            self._reply(lambda progress: self.session.say(last.user, self.max_tokens, seed=seed, progress=progress))
+            self._reply(lambda progress: self.session.say(last.messages, self.max_tokens, seed=seed, progress=progress))
         finally:
             if self.session.at == before:  # no word was written
                 self.session.goto(last.id)

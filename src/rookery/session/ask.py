@@ -8,6 +8,7 @@ moved back so that the tokens are those of the whole text.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -30,21 +31,32 @@ class Writer:
         self._tree, self._template, self._options = tree, template, options
         self._tokenizer = tree.model.tokenizer
 
-    def ask(self, at: str | None, messages: Sequence[chat.Message]) -> tuple[Asked, str]:
-        """`messages`: the talk up to turn `at`, and one more. The second result: the text that was written for it."""
-        if at is not None and (text := self._follow(at, messages)) is not None:
+    def ask(self, at: str | None, messages: Sequence[chat.Message], new: int) -> Asked:
+        """`messages`: the talk up to turn `at`, and `new` ones, what is said."""
+        asked, text = self._ask(at, messages, new)
+        if chat.trailing_space(text):
+            warnings.warn(
+                f"the template {self._template.name} ends a prompt with a blank after the speaker's colon, "
+                "which RWKV never saw in training; take it away",
+                stacklevel=5,
+            )
+        return asked
+
+    def _ask(self, at: str | None, messages: Sequence[chat.Message], new: int) -> tuple[Asked, str]:
+        """The second result: the text that was written for it."""
+        if at is not None and new == 1 and (text := self._follow(at, messages)) is not None:
             place, data = Place(at), self._tree.nodes[at].tail + self._bytes(text)
-            new = len(data)
+            fresh = len(data)
         else:
             text = self._template.render(messages, reply=True, **self._options)
             place, data = self._common(Place(at), self._bytes(text))
-            new = len(self._bytes(text[self._old(messages, text) :]))
+            fresh = len(self._bytes(text[self._old(messages, text) :]))
         if place.id is not None and place.kept is None:
             place, data = self._joined(self._tree.nodes[place.id], data)
         tokens = self._tokenizer.encode(data)
         if not tokens:
             raise InputError("nothing was said: give a text")
-        return Asked(place, tokens, self._spans(place, tokens, data, new, messages)), text
+        return Asked(place, tokens, self._spans(place, tokens, data, fresh, messages)), text
 
     def _old(self, messages: Sequence[chat.Message], text: str) -> int:
         """How much of `text` the last message has no part in: that is how the talk will begin next time, too."""
@@ -55,10 +67,10 @@ class Writer:
         return 0
 
     def _spans(
-        self, place: Place, tokens: list[int], data: bytes, new: int, messages: Sequence[chat.Message]
+        self, place: Place, tokens: list[int], data: bytes, fresh: int, messages: Sequence[chat.Message]
     ) -> tuple[Span, ...]:
-        """Who said which of the tokens: the system text, what is written again, the `new` bytes at the end of `data`,
-        and the reply that the template has begun, stand apart.
+        """Who said which of the tokens: the system text, what was there before the last message, the `fresh` bytes at
+        the end of `data`, and the reply that the template has begun, stand apart.
         """
         begun = self._bytes(self._template.begun(**self._options))
         opening = b"" if place.id is not None else self._bytes(self._template.opening(messages, **self._options))
@@ -66,7 +78,7 @@ class Writer:
         last = max(first, self._whole(tokens, len(data) - len(begun)))
         if self._ends(tokens)[last] != len(data) - len(begun):  # a token spans it
             last = len(tokens)
-        again = min(max(first, self._whole(tokens, max(0, len(data) - new))), last)
+        again = min(max(first, self._whole(tokens, max(0, len(data) - fresh))), last)
         found = (
             Span("system", 0, first),
             Span(messages[-1]["role"], first, again),

@@ -106,8 +106,9 @@ def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[st
         if missing := SETTINGS - json.loads(talk.settings).keys():
             raise ValueError(f"its settings lack {', '.join(sorted(missing))}")
         for node in nodes:
-            (_, _), (answered, _) = node.messages
-            if answered != "assistant" or not json.loads(node.sampling).keys() >= RECORD:
+            *_, (asked, _), (answered, _) = node.messages
+            turn = asked != "assistant" == answered
+            if not turn or not json.loads(node.sampling).keys() >= RECORD:
                 raise ValueError(f"turn {node.id[:8]} is not what was said and answered")
             if node.parent not in known or node.base not in known:
                 raise ValueError(f"turn {node.id[:8]} follows one that is not there")

@@ -7,19 +7,21 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rookery.chat import Template
 from rookery.errors import InputError
 from rookery.sampling import Sampler, Sampling
-from rookery.session.tree import Place, Point
-from rookery.store import Node, Span
-from rookery.stream import Constraint, Progress, Stream
+from rookery.session.tree import Place, Point, Reading
+from rookery.state import State
+from rookery.store import Node, Prefix, Span
+from rookery.stream import Array, Constraint, Draft, Progress, Stream
 
 if TYPE_CHECKING:
     from rookery.session.session import Session
 
 
+D = TypeVar("D", bound=Draft)
 WORTH = 64  # tokens read for which a snapshot of what was asked is made: it may be asked again
 
 
@@ -37,7 +39,7 @@ class Request:
     """One call of `say` or `proceed`: all that a reply depends on besides the talk so far."""
 
     parent: str | None
-    message: tuple[str, str]  # role and content
+    messages: tuple[tuple[str, str], ...]  # role and content of each that is said
     asked: Callable[[], Asked]
     template: Template
     think: str | None
@@ -48,6 +50,7 @@ class Request:
     constraint: Constraint | None = None  # made of these
     before: tuple[int, ...] = ()  # tokens of this reply that were written in an earlier call
     begun: str = ""  # what the prompt has already written of the reply
+    note: Mapping[str, Any] = field(default_factory=dict)  # of whoever asks; JSON
 
 
 class Reply:
@@ -63,10 +66,13 @@ class Reply:
         self.prefill_seconds = self.decode_seconds = 0.0
         self.id: str | None = None  # of the turn that it became
         self._session, self._request, self._progress = session, request, progress
-        self._stream: Stream | None = None
+        self._draft: Draft | None = None
+        self._marks: dict[int, Prefix] = {}
         self._asked: Asked | None = None
         self._drawn: list[int] = []  # when finished
         self._raw = request.begun  # the reply as it stands in the talk
+        self._seen = len(session.model.tokenizer.decode(request.before)) + len(request.begun)  # of a reply that was cut
+        self._started = bool(request.before)
         self._begun = self._closed = False
         self._pieces = self._run()
 
@@ -94,7 +100,7 @@ class Reply:
     @property
     def tokens(self) -> list[int]:
         """Those drawn so far."""
-        return self._stream.tokens[len(self._request.before) :] if self._stream else self._drawn
+        return self._draft.tokens[len(self._request.before) :] if self._draft else self._drawn
 
     def cancel(self) -> None:
         """End it here: what was written stays, as a turn of the talk. A reply without a word leaves no turn."""
@@ -102,7 +108,7 @@ class Reply:
         if self._closed:
             return
         self._pieces.close()
-        self._close("cancelled")
+        self._end("cancelled")
 
     def settle(self) -> None:
         """What the next call on the talk does with it."""
@@ -115,76 +121,120 @@ class Reply:
         if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
             raise InputError("this reply is being written at this moment; wait for its piece, one thread at a time")
 
-    def _run(self) -> Generator[str, None, None]:
-        tree, request = self._session._tree, self._request
-        begin = time.perf_counter()
-        self._asked = asked = request.asked()
-        earlier = tree.read_tokens
-        marks = (*(span.begin for span in asked.spans), len(asked.tokens))  # where others may ask or begin otherwise
-        point = tree.read(asked.base, [*asked.tokens, *request.before], marks, self._progress)
-        self.prompt_tokens = len(asked.tokens)
-        self.read_tokens = tree.read_tokens - earlier
-        if self.read_tokens >= WORTH:
-            tree.put(tree.prefix(asked.base).extend([*asked.tokens, *request.before]), point)
-        self.prefill_seconds = time.perf_counter() - begin
-        self._stream = stream = self._open(point)
-        seen = len(self._session.model.tokenizer.decode(request.before)) + len(request.begun)  # of a reply that was cut
-        started = bool(request.before)
-        for piece in stream:
-            self._raw += piece
-            new = piece if started else request.template.shown(self._raw)  # which drops the blank before it
-            if started and len(self._raw) - len(piece) < seen:
-                new = self._raw[seen:]
-            if new:
-                started = True
-                yield new
-        self._close(stream.stop_reason or "end")
+    # What makes it: `_run` alone, or an engine between these calls, in whichever threads, one after the other.
 
-    def _open(self, point: Point) -> Stream:
+    def prepare(self) -> Reading:
+        """What is to be read before it is written, with the places at which `passed` wants to know the state.
+
+        May render a template and read the store. Raises InputError, TemplateError, StoreError.
+        """
+        self._begun = True
+        tree, request = self._session._tree, self._request
+        self._asked = asked = request.asked()
+        tokens = [*asked.tokens, *request.before]
+        marks = (*(span.begin for span in asked.spans), len(asked.tokens), len(tokens))  # others may ask otherwise
+        reading = tree.plan(asked.base, tokens, marks)
+        self.prompt_tokens, self.read_tokens = len(asked.tokens), len(reading.tokens)
+        if self.read_tokens < WORTH:
+            inside = [mark for mark in reading.marks if mark[0] < self.read_tokens]
+            reading = reading._replace(marks=inside)
+        self._marks = dict(reading.marks)
+        return reading
+
+    def passed(self, at: int, point: Point) -> None:
+        """The state at a mark of the reading, which is taken over; for the store."""
+        self._session._tree.put(self._marks[at], point)
+
+    def draft(self) -> Draft:
+        """What is to be written after the reading."""
+        request, tokenizer = self._request, self._session.model.tokenizer
+        stops = request.template.stops
+        return self._resumed(Draft(tokenizer, request.max_tokens, self._sampler(), stops, request.constraint))
+
+    def show(self, piece: str) -> str:
+        """What a person sees of the next piece that was drawn."""
+        self._raw += piece
+        new = piece if self._started else self._request.template.shown(self._raw)  # which drops the blank before it
+        if self._started and len(self._raw) - len(piece) < self._seen:
+            new = self._raw[self._seen :]
+        self._started = self._started or bool(new)
+        return new
+
+    def close(self, stop: str, draft: Draft, point: tuple[Array, State] | None) -> None:
+        """It has ended: become a turn, and keep it, durably. `point`: logits and state after `draft.kept` tokens, which
+        are taken over; None: unknown. Raises StoreError, CannotWrite: the turn is then kept with the next.
+        """
+        if self._closed:
+            raise InputError("this reply has ended already")
+        self._draft = draft
+        self._pieces.close()
+        self._close(stop, lambda: point)
+
+    def _run(self) -> Generator[str, None, None]:
         session, request = self._session, self._request
-        sampler = session.model.sampler(request.sampling)
-        sampler.restore(request.sampler)
+        begin = time.perf_counter()
+        point = session._tree.follow(self.prepare(), self._progress)
+        self.prefill_seconds = time.perf_counter() - begin
         stream = Stream(
             session.model,
             [],
             request.max_tokens,
-            sampler,
+            self._sampler(),
             point.state,
             logits=point.logits,
             stop=request.template.stops,
             constraint=request.constraint,
         )
-        self._raw += stream.resume(request.before)
-        return stream
+        for piece in self._resumed(stream):
+            if new := self.show(piece):
+                yield new
+        self._end(stream.stop_reason or "end")
 
-    def _close(self, stop: str) -> None:
+    def _sampler(self) -> Sampler:
+        sampler = self._session.model.sampler(self._request.sampling)
+        sampler.restore(self._request.sampler)
+        return sampler
+
+    def _resumed(self, draft: D) -> D:
+        """With what was written of it in an earlier call."""
+        self._raw += draft.resume(self._request.before)
+        self._draft = draft
+        return draft
+
+    def _end(self, stop: str) -> None:
+        if isinstance(self._draft, Stream):
+            self.decode_seconds = self._draft.decode_seconds
+            self._close(stop, self._draft.at_kept)
+        else:
+            self._close(stop, lambda: None)
+
+    def _close(self, stop: str, after: Callable[[], tuple[Array, State] | None]) -> None:
         """Become a turn, unless nothing was written. The tokens say what was: a piece may have been lost on its way."""
         self._closed, self.stop_reason = True, stop
-        stream, asked, request = self._stream, self._asked, self._request
-        self._drawn, self._stream = self.tokens, None  # and its states, which may be large
-        if stream is None or asked is None or (stop == "cancelled" and not self._drawn):
+        draft, asked, request = self._draft, self._asked, self._request
+        self._drawn, self._draft = self.tokens, None  # and the states it remembers, which may be large
+        if draft is None or asked is None or (stop == "cancelled" and not self._drawn):
             self._session.release(self)
             return
-        self.decode_seconds = stream.decode_seconds
         tree = self._session._tree
         encoding = getattr(tree.model.tokenizer, "encoding", "utf-8")
-        self._raw = request.begun + stream.data.decode(encoding, "replace")
-        tokens = (*asked.tokens, *stream.tokens[: stream.kept])
+        self._raw = request.begun + draft.data.decode(encoding, "replace")
+        tokens = (*asked.tokens, *draft.tokens[: draft.kept])
         node = Node(
             parent=request.parent,
             base=asked.base.id,
             kept=asked.base.kept,
             tokens=tokens,
             spans=_with_reply(asked.spans, len(asked.tokens), len(tokens)),
-            tail=stream.tail,
-            messages=(request.message, ("assistant", self._raw)),
+            tail=draft.tail,
+            messages=(*request.messages, ("assistant", self._raw)),
             stop=stop,
-            sampling=_record(request, len(asked.tokens), stream.sampler),
+            sampling=_record(request, len(asked.tokens), draft.sampler),
             key=tree.key(asked.base, tokens),
             created=time.time(),
         )
         self.id = node.id
-        self._session.take(self, node, stream.at_kept)
+        self._session.take(self, node, after)
 
 
 def _with_reply(spans: tuple[Span, ...], begin: int, end: int) -> tuple[Span, ...]:
@@ -199,8 +249,10 @@ def _record(request: Request, asked: int, sampler: Sampler) -> str:
     """`asked`: how many of the turn's tokens the model did not draw."""
     settings = {name: value for name, value in asdict(request.sampling).items() if name != "logit_bias"}
     bias = {str(token): repr(value) for token, value in request.sampling.logit_bias.items()}
+    noted = {"note": dict(request.note)} if request.note else {}
     return json.dumps(
-        {
+        noted
+        | {
             "settings": settings | {"logit_bias": bias},
             "asked": asked,
             "think": request.think,

@@ -7,13 +7,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 from rookery import chat
 from rookery import store as stores
-from rookery.errors import FileError, InputError, StateError, StoreError
+from rookery.errors import FileError, InputError, NoSuchTalk, StateError, StoreError
 from rookery.model import Model, whole
 from rookery.sampling import Sampling
 from rookery.session import file, settings
@@ -21,11 +22,11 @@ from rookery.session.ask import Writer
 from rookery.session.head import Head
 from rookery.session.reply import Asked, Reply, Request
 from rookery.session.tree import Place, Point, Tree, header
-from rookery.session.turns import Turn, drawn, turn
+from rookery.session.turns import Turn, drawn, message, said, turn
 from rookery.state import State
 from rookery.store import Node, Span, Store
 from rookery.store.node import check_name
-from rookery.stream import Constraint, Progress
+from rookery.stream import Progress
 
 CUT = ("length", "cancelled")  # ends of a reply that it can go on from
 
@@ -39,7 +40,7 @@ class Session:
     store: where it is kept: None (in memory), the path of a SQLite file, "redis://...", or a store.Store.
     system: a text that stands before the talk. think, tools: as the template understands them.
     name: of the talk in its store, `head`: of the place in it; made up when None.
-    state: the state before the first token; None: the model's.
+    state: the state before the first token; None: the model's. owner: whose it is, who shares no state with others.
 
     Every turn is in the store when its reply ends. Raises InputError, TemplateError, StoreError and FileError.
     """
@@ -58,22 +59,17 @@ class Session:
         name: str | None = None,
         head: str = stores.MAIN,
         state: State | None = None,
+        owner: str = "",
     ) -> None:
         check_name(head, "branch")
-        noted: dict[str, Any] = {
-            "template": settings.source(template),
-            "system": settings.text("system", system),
-            "think": settings.text("think", think),
-            "tools": settings.tools(tools),
-            "seed": model.sampler(sampling, seed).seed,
-        }
+        noted = settings.noted(template, system, think, tools, model.sampler(sampling, seed).seed, owner)
         if state is not None:
             model.check(state)
             noted["initial"] = sha256(state.flat.tobytes()).hexdigest()
         kept = stores.open(store)
-        if name is not None and any(talk.name == name for talk, _ in kept.talks()):
+        if name is not None and _taken(kept, check_name(name)):
             raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
-        name = _fresh_name() if name is None else check_name(name)
+        name = _fresh_name() if name is None else name
         talk = header(model, name, json.dumps(noted), time.time(), stores.SCHEMA)
         tree = Tree(model, kept, talk, _start(model, state))
         self._set(Head(tree, head, None, created=False), template, sampling)
@@ -92,7 +88,7 @@ class Session:
 
     def say(
         self,
-        text: str,
+        what: str | Sequence[chat.Message],
         max_tokens: int = 512,
         *,
         role: str = "user",
@@ -100,19 +96,19 @@ class Session:
         schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        note: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Reply:
-        """Say `text`; the reply is made while it is iterated, or at once by `.text`.
+        """Say a text, or several messages, the last not the assistant's; the reply is made while it is iterated, or at
+        once by `.text`.
 
         seed: begin the random numbers anew. schema, regex, grammar: what the reply must be, see rookery.chat.grammar.
-        role: "tool" for what a tool answers. progress: told of (tokens read, tokens in all) of what is said.
+        role: of a text; "tool" for what a tool answers. note: JSON that the turn is to remember (`Turn.note`).
+        progress: told of (tokens read, tokens in all) of what is said.
         """
         at = self.at
         limits = {k: v for k, v in (("schema", schema), ("regex", regex), ("grammar", grammar)) if v is not None}
-        if not isinstance(text, str):
-            raise InputError(f"say() takes a text, not {type(text).__name__}")
-        if role == "assistant":
-            raise InputError("role='assistant': a reply is the model's own; say as user, tool or system")
+        messages = said(what, role)
         options = {"think": self.think, "tools": self.settings["tools"]}
         writer = Writer(self._tree, self.template, options)
         before = self._sampler_state(at) | {"penalties": []}
@@ -120,16 +116,17 @@ class Session:
             before = self.model.sampler(self.sampling, seed).state()
         request = Request(
             parent=at,
-            message=(role, text),
-            asked=lambda: self._ask(writer, at, role, text),
+            messages=messages,
+            asked=lambda: writer.ask(at, [*self._messages(at), *(message(*pair) for pair in messages)], len(messages)),
             template=self.template,
             think=self.think,
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=before,
             limits=limits,
-            constraint=self._constraint(limits),
+            constraint=settings.constraint(self.model, self.template, limits),
             begun=self.template.begun(**options),
+            note=settings.note(note),
         )
         return self._begin(request, progress)
 
@@ -147,7 +144,7 @@ class Session:
         written = self.model.tokenizer.decode(node.tokens[cut:])
         request = Request(
             parent=node.parent,
-            message=node.messages[0],
+            messages=node.messages[:-1],
             asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], spans),
             template=self.template,
             think=record["think"],
@@ -155,36 +152,16 @@ class Session:
             sampling=self.sampling,
             sampler=record["after"],
             limits=record["limits"],
-            constraint=self._constraint(record["limits"]),
+            constraint=settings.constraint(self.model, self.template, record["limits"]),
             before=node.tokens[cut:],
             begun=node.messages[-1][1].removesuffix(written),
+            note=record.get("note", {}),
         )
         return self._begin(request, progress)
 
     def _begin(self, request: Request, progress: Progress | None) -> Reply:
         self._reply = Reply(self, request, progress)
         return self._reply
-
-    def _ask(self, writer: Writer, at: str | None, role: str, text: str) -> Asked:
-        """The tokens that say `text` after turn `at`."""
-        asked, said = writer.ask(at, [*self._messages(at), _message(role, text)])
-        if chat.trailing_space(said):
-            warnings.warn(
-                f"the template {self.template.name} ends a prompt with a blank after the speaker's colon, "
-                "which RWKV never saw in training; take it away",
-                stacklevel=4,
-            )
-        return asked
-
-    def _constraint(self, limits: Mapping[str, Any]) -> Constraint | None:
-        """What a reply under these limits may be."""
-        if not limits:
-            return None
-        from rookery.chat.blank import AfterBlank
-        from rookery.chat.grammar import constraint
-
-        made = constraint(self.model.tokenizer, self.model.config.n_vocab, **limits)
-        return AfterBlank(made, self.model.tokenizer) if self.template.shown(" x") == "x" else made
 
     def take(self, reply: Reply, node: Node, after: Callable[[], tuple[Any, State] | None]) -> None:
         """A reply has become a turn: note it, stand on it, and keep it, whatever becomes of the state `after` it."""
@@ -212,6 +189,11 @@ class Session:
     def name(self) -> str:
         """Of the talk in its store."""
         return self._tree.talk.name
+
+    @property
+    def owner(self) -> str:
+        """Whose talk it is; "" where nobody said."""
+        return self._tree.owner
 
     @property
     def head(self) -> str:
@@ -335,7 +317,7 @@ class Session:
         talk = kept.talk(name)
         heads = kept.heads(name)
         if head not in heads:
-            raise StoreError(f"the talk {name!r} has no branch {head!r}; it has {', '.join(sorted(heads))}")
+            raise NoSuchTalk(f"the talk {name!r} has no branch {head!r}; it has {', '.join(sorted(heads))}")
         file.check(talk, model, f"talk {name!r}", allow_lineage)
         digest = json.loads(talk.settings).get("initial")
         if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
@@ -380,8 +362,8 @@ class Session:
 
     def _messages(self, at: str | None) -> list[chat.Message]:
         system = [("system", self.system)] if self.system else []
-        said = [pair for node in self._tree.path(at) for pair in node.messages]
-        return [_message(*pair) for pair in system + said]
+        turns = [pair for node in self._tree.path(at) for pair in node.messages]
+        return [message(*pair) for pair in system + turns]
 
     def _sampler_state(self, at: str | None) -> dict[str, Any]:
         if at is None:
@@ -404,8 +386,12 @@ def _start(model: Model, state: State | None) -> State:
     return model.state() if state is None else state.copy()
 
 
-def _message(role: str, content: str) -> chat.Message:
-    return {"role": role, "content": content}  # type: ignore[typeddict-item]  # the template checks the role
+def _taken(store: Store, name: str) -> bool:
+    with suppress(NoSuchTalk):
+        with suppress(FileError):  # one that cannot be read has the name all the same
+            store.talk(name)
+        return True
+    return False
 
 
 def _fresh_name() -> str:

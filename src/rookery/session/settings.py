@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rookery import chat
 from rookery.chat.jinja import Jinja
 from rookery.chat.roles import BUILTIN
 from rookery.errors import InputError
+from rookery.model import Model
 from rookery.sampling import Sampling
 from rookery.session.tree import Tree
 from rookery.store import Node
+from rookery.stream import Constraint
 
 GREEDY = Sampling(temperature=0)
+
+
+def noted(
+    template: str | chat.Template | None,
+    system: str | None,
+    think: str | None,
+    tools: Sequence[Any],
+    seed: int,
+    owner: str,
+) -> dict[str, Any]:
+    """What a new talk notes. Raises InputError."""
+    return {
+        "template": source(template),
+        "system": text("system", system),
+        "think": text("think", think),
+        "tools": listed(tools),
+        "seed": seed,
+        "owner": text("owner", owner) or "",
+    }
 
 
 def source(template: str | chat.Template | None) -> str | dict[str, str] | None:
@@ -53,7 +74,7 @@ def text(name: str, value: Any) -> str | None:
     return value
 
 
-def tools(given: Sequence[Any]) -> list[Any]:
+def listed(given: Sequence[Any]) -> list[Any]:
     """As JSON has them. Raises InputError."""
     try:
         if isinstance(given, str):
@@ -61,3 +82,22 @@ def tools(given: Sequence[Any]) -> list[Any]:
         return list(json.loads(json.dumps([*given])))
     except (TypeError, ValueError) as error:
         raise InputError(f"tools: wanted a list of signatures as text, or of JSON objects ({error})") from None
+
+
+def note(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As JSON has it. Raises InputError."""
+    try:
+        return dict(json.loads(json.dumps(dict(given or {}), allow_nan=False)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"note: wanted a JSON object ({error})") from None
+
+
+def constraint(model: Model, template: chat.Template, limits: Mapping[str, Any]) -> Constraint | None:
+    """What a reply under these limits (schema, regex, grammar) may be. Raises InputError, MissingExtra."""
+    if not limits:
+        return None
+    from rookery.chat.blank import AfterBlank
+    from rookery.chat.grammar import constraint
+
+    made = constraint(model.tokenizer, model.config.n_vocab, **limits)
+    return AfterBlank(made, model.tokenizer) if template.shown(" x") == "x" else made

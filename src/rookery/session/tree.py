@@ -6,7 +6,10 @@ template writes old turns in another way than they were written then, it continu
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -34,24 +37,49 @@ class Place(NamedTuple):
     kept: int | None = None
 
 
+class Reading(NamedTuple):
+    """What is to be read from a point on, whose arrays are shared: nobody changes them."""
+
+    point: Point
+    tokens: list[int]
+    marks: list[tuple[int, Prefix]]  # after so many of the tokens a snapshot is to be left, in rising order
+    turns: list[tuple[int, Place]]  # the ends of turns among them
+
+
+@dataclass
+class _Part:
+    """Tokens that continue `base`: those of a turn up to `place`, or what is new."""
+
+    place: Place | None
+    base: Place
+    tokens: Sequence[int]
+    marks: set[int]
+    ends: list[tuple[int, Prefix]] = field(default_factory=list)
+
+
 class Tree:
-    """The turns of `talk` in `store`, and how `model` gets to each. `initial`: the state before the first token."""
+    """The turns of `talk` in `store`, and how `model` gets to each. `initial`: the state before the first token.
+
+    Threads may share it. Talks of two owners never share a state.
+    """
 
     def __init__(self, model: Model, store: Store, talk: Talk, initial: State) -> None:
         self.model, self.store, self.talk, self.initial = model, store, talk, initial
         self.nodes: dict[str, Node] = {}
         start = sha256(initial.flat.tobytes()).hexdigest()
         arithmetic = model.arithmetic + (", states in float16" if store.half else "")
-        self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, arithmetic))
+        self.owner: str = json.loads(talk.settings).get("owner", "")
+        self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, arithmetic, self.owner))
         self._prefixes: dict[Place, Prefix] = {}
         self._live: dict[Place, Point] = {}
+        self._lock = threading.RLock()
         self.read_tokens = 0  # computed so far, all turns together
 
     # the tree
 
     def refresh(self) -> None:
         """Learn the turns that others have added."""
-        self.nodes |= self.store.nodes(self.talk.name)
+        self.nodes.update(self.store.nodes(self.talk.name))
 
     def path(self, id: str | None) -> list[Node]:
         """The turns of the talk up to this one, the first first."""
@@ -77,13 +105,14 @@ class Tree:
     def prefix(self, place: Place) -> Prefix:
         """The key of all that has been read at a place."""
         missing: list[Place] = []
-        while place.id is not None and place not in self._prefixes:
-            missing.append(place)
-            place = self._base(place)
-        at = self._start if place.id is None else self._prefixes[place]
-        for place in reversed(missing):
-            at = self._prefixes[place] = at.extend(self._own(place))
-        return at
+        with self._lock:
+            while place.id is not None and place not in self._prefixes:
+                missing.append(place)
+                place = self._base(place)
+            at = self._start if place.id is None else self._prefixes[place]
+            for place in reversed(missing):
+                at = self._prefixes[place] = at.extend(self._own(place))
+            return at
 
     def key(self, place: Place, tokens: Sequence[int]) -> str:
         """Under which the state after `tokens` that continue a place is kept."""
@@ -100,53 +129,80 @@ class Tree:
 
     def point(self, place: Place, progress: Progress | None = None) -> Point:
         """Logits and state at a place: at hand, from the store, or read anew from the nearest place before it."""
-        missing: list[Place] = []
-        point = None
-        while place.id is not None and (point := self._known(place)) is None:
-            missing.append(place)
-            place = self._base(place)
-        point = point or Point(None, self.initial)
-        for place in reversed(missing):
-            spans = self.nodes[str(place.id)].spans
-            point = self.read(self._base(place), self._own(place), [span.begin for span in spans], progress)
-            self.hold(place, point)
-        if missing:
-            self.put(self.prefix(missing[0]), point)
-        return point
+        return self.follow(self.plan(place, ()), progress)
 
     def read(
         self, base: Place, tokens: Sequence[int], marks: Iterable[int] = (), progress: Progress | None = None
     ) -> Point:
-        """Logits and state after `tokens` that continue `base`. Begins at the last of the places between them, `marks`
-        and every GRID tokens, at which a snapshot is left, and leaves one at each place it passes.
+        """Logits and state after `tokens` that continue `base`; snapshots are left as `plan` says."""
+        return self.follow(self.plan(base, tokens, marks), progress)
+
+    def plan(self, base: Place, tokens: Sequence[int], marks: Iterable[int] = ()) -> Reading:
+        """What is left to be read to come to the end of `tokens`, which continue `base`. Nothing is computed.
+
+        It begins at the last known of the places at hand and those at which snapshots are left: `marks`, counted within
+        `tokens`, the turns' spans, and every GRID tokens.
         """
-        start, total = self.prefix(base), len(tokens)
-        grid = range(GRID - start.count % GRID, total, GRID)
-        ends = sorted({mark for mark in (*marks, *grid) if 0 < mark < total} | ({total} if total else set()))
-        prefixes: list[Prefix] = []
-        for begin, end in zip([0, *ends], ends, strict=False):
-            prefixes.append((prefixes[-1] if prefixes else start).extend(tokens[begin:end]))
-        at, point = 0, None
-        for end, prefix in zip(reversed(ends), reversed(prefixes), strict=True):
-            if (point := self._snapshot(prefix.key)) is not None:
-                at = end
-                break
-        point = point or self.point(base, progress)
-        for end, prefix in zip(ends, prefixes, strict=True):
-            if end > at:
-                point = Point(*self.model.forward(tokens[at:end], point.state, progress=_from(at, total, progress)))
-                self.read_tokens += end - at
-                at = end
-                if end < total:
-                    self.put(prefix, point)
+        with self._lock:
+            parts: list[_Part] = []
+            at, point = 0, None
+            part = _Part(None, base, tokens, {*marks})
+            while True:
+                part.ends = self._ends(part)
+                parts.append(part)
+                at, point = self._latest(part)
+                if point is not None or part.base.id is None:
+                    break
+                node = self.nodes[part.base.id]
+                wanted = {span.begin for span in node.spans}
+                if len(parts) == 1:
+                    wanted.add(len(self._own(part.base)))
+                part = _Part(part.base, self._base(part.base), self._own(part.base), wanted)
+            return _flat(point or Point(None, self.initial), at, parts[::-1])
+
+    def follow(self, reading: Reading, progress: Progress | None = None) -> Point:
+        """Read it; leaves the snapshots, and keeps the states at the ends of turns at hand."""
+        tokens, marks, turns = reading.tokens, dict(reading.marks), dict(reading.turns)
+        point, at, total = reading.point, 0, len(tokens)
+        for end in sorted({*marks, *turns, *([total] if total else [])}):
+            point = Point(*self.model.forward(tokens[at:end], point.state, progress=_from(at, total, progress)))
+            self.read_tokens += end - at
+            at = end
+            if end in turns:
+                self.hold(turns[end], point)
+            if end in marks:
+                self.put(marks[end], point)
         return point
+
+    def _ends(self, part: _Part) -> list[tuple[int, Prefix]]:
+        """Where a state may be known: its marks, the grid, and its end."""
+        start, total = self.prefix(part.base), len(part.tokens)
+        grid = range(GRID - start.count % GRID, total, GRID)
+        found: list[tuple[int, Prefix]] = []
+        for end in sorted({n for n in (*part.marks, *grid, total) if 0 < n <= total}):
+            begin, prefix = found[-1] if found else (0, start)
+            found.append((end, prefix.extend(part.tokens[begin:end])))
+        return found
+
+    def _latest(self, part: _Part) -> tuple[int, Point | None]:
+        """The last of its ends that is known, and what is known there."""
+        total = len(part.tokens)
+        if part.place is not None and (point := self._live.get(part.place)) is not None:
+            return total, point
+        for end, prefix in reversed(part.ends):
+            if (point := self._snapshot(prefix.key)) is not None:
+                if part.place is not None and end == total:
+                    self.hold(part.place, point)
+                return end, point
+        return 0, None
 
     def hold(self, place: Place, point: Point) -> None:
         """Keep the state at a place at hand."""
-        self._live.pop(place, None)
-        self._live[place] = point
-        while len(self._live) > LIVE:
-            del self._live[next(iter(self._live))]
+        with self._lock:
+            self._live.pop(place, None)
+            self._live[place] = point
+            while len(self._live) > LIVE:
+                del self._live[next(iter(self._live))]
 
     def put(self, prefix: Prefix, point: Point) -> None:
         """Give the store a state to keep for as long as it has room."""
@@ -156,11 +212,6 @@ class Tree:
         """What the model knows after so many tokens, to be kept."""
         of = self.model
         return Snapshot(point.state.flat, point.logits, tokens, of.weights.fingerprint, of.config.version)
-
-    def _known(self, place: Place) -> Point | None:
-        if (point := self._live.get(place)) is None and (point := self._snapshot(self.prefix(place).key)) is not None:
-            self.hold(place, point)
-        return point
 
     def _snapshot(self, key: str) -> Point | None:
         found = self.store.get(key)
@@ -175,6 +226,21 @@ class Tree:
             return None
         flat = found.flat.astype(start.dtype, copy=False)
         return Point(found.logits, State(self.model.config, flat, self.model.weights))
+
+
+def _flat(point: Point, at: int, parts: Sequence[_Part]) -> Reading:
+    """One reading of all the parts, from after `at` tokens of the first of them, where `point` is known."""
+    reading = Reading(point, [], [], [])
+    for part in parts:
+        begin, total = len(reading.tokens) - at, len(part.tokens)
+        reading.tokens.extend(part.tokens[at:])
+        for n, prefix in part.ends:
+            if n > at and (n < total or n in part.marks):
+                reading.marks.append((begin + n, prefix))
+        if part.place is not None and at < total:
+            reading.turns.append((begin + total, part.place))
+        at = 0
+    return reading
 
 
 def header(model: Model, name: str, settings: str, created: float, schema: int) -> Talk:

@@ -194,8 +194,8 @@ def taken(name: str) -> errors.InputError:
     return errors.InputError(f"there is a talk {name!r} already; choose another name")
 
 
-def unknown(name: str, where: str) -> errors.StoreError:
-    return errors.StoreError(f"{where}: no talk {name[:100]!r}")
+def unknown(name: str, where: str) -> errors.NoSuchTalk:
+    return errors.NoSuchTalk(f"{where}: no talk {name[:100]!r}")
 
 
 def absent(name: str, what: str) -> errors.InputError:
