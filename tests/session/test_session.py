@@ -263,3 +263,20 @@ def test_a_talk_is_loaded_into_a_file_in_one_transaction(tmp_path: Path, monkeyp
     assert len(begun) - begun.count(True) <= 4  # the talk, its turns, the state
     same(loaded, talk)
     same(Session.resume(tmp_path / "talks.db", loaded.name, tiny()), talk)
+
+
+def test_a_reply_ends_at_a_stop_text_of_its_own_and_notes_what_is_added_while_it_is_made():
+    talk = Session(tiny(), store=None)
+    whole = talk.say("Hello", 40).text
+    stop = whole[5:8]
+    again = Session(tiny(), store=None)
+    reply = again.say("Hello", 40, stop=[stop], note={"a": 1})
+    reply.note["b"] = 2
+    assert reply.text == whole[: whole.index(stop)]
+    assert again.turns[-1].stop_reason == "stop"
+    assert again.turns[-1].note == {"a": 1, "b": 2}
+    assert reply.known_tokens == reply.prompt_tokens
+    kept = len(again.tokens)
+    later = again.say("More", 2)
+    assert later.text
+    assert later.known_tokens == kept + later.prompt_tokens

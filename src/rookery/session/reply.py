@@ -50,7 +50,8 @@ class Request:
     constraint: Constraint | None = None  # made of these
     before: tuple[int, ...] = ()  # tokens of this reply that were written in an earlier call
     begun: str = ""  # what the prompt has already written of the reply
-    note: Mapping[str, Any] = field(default_factory=dict)  # of whoever asks; JSON
+    note: dict[str, Any] = field(default_factory=dict)  # of whoever asks; JSON
+    stops: tuple[str, ...] = ()  # texts that end it, besides the template's
 
 
 class Reply:
@@ -63,6 +64,7 @@ class Reply:
     def __init__(self, session: Session, request: Request, progress: Progress | None) -> None:
         self.stop_reason: str | None = None  # "end", "stop", "length" or "cancelled" when finished
         self.prompt_tokens = self.read_tokens = 0  # asked, and of these really computed
+        self.known_tokens = 0  # all that stands before it, the talk so far included
         self.prefill_seconds = self.decode_seconds = 0.0
         self.id: str | None = None  # of the turn that it became
         self._session, self._request, self._progress = session, request, progress
@@ -102,6 +104,11 @@ class Reply:
         """Those drawn so far."""
         return self._draft.tokens[len(self._request.before) :] if self._draft else self._drawn
 
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the turn is to remember, to which may be added until it ends."""
+        return self._request.note
+
     def cancel(self) -> None:
         """End it here: what was written stays, as a turn of the talk. A reply without a word leaves no turn."""
         self._alone()
@@ -135,6 +142,7 @@ class Reply:
         marks = (*(span.begin for span in asked.spans), len(asked.tokens), len(tokens))  # others may ask otherwise
         reading = tree.plan(asked.base, tokens, marks)
         self.prompt_tokens, self.read_tokens = len(asked.tokens), len(reading.tokens)
+        self.known_tokens = tree.prefix(asked.base).count + len(tokens)
         if self.read_tokens < WORTH:
             inside = [mark for mark in reading.marks if mark[0] < self.read_tokens]
             reading = reading._replace(marks=inside)
@@ -148,8 +156,7 @@ class Reply:
     def draft(self) -> Draft:
         """What is to be written after the reading."""
         request, tokenizer = self._request, self._session.model.tokenizer
-        stops = request.template.stops
-        return self._resumed(Draft(tokenizer, request.max_tokens, self._sampler(), stops, request.constraint))
+        return self._resumed(Draft(tokenizer, request.max_tokens, self._sampler(), self._stops(), request.constraint))
 
     def show(self, piece: str) -> str:
         """What a person sees of the next piece that was drawn."""
@@ -182,13 +189,16 @@ class Reply:
             self._sampler(),
             point.state,
             logits=point.logits,
-            stop=request.template.stops,
+            stop=self._stops(),
             constraint=request.constraint,
         )
         for piece in self._resumed(stream):
             if new := self.show(piece):
                 yield new
         self._end(stream.stop_reason or "end")
+
+    def _stops(self) -> tuple[str, ...]:
+        return (*self._request.template.stops, *self._request.stops)
 
     def _sampler(self) -> Sampler:
         sampler = self._session.model.sampler(self._request.sampling)

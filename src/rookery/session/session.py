@@ -96,6 +96,7 @@ class Session:
         schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        stop: Sequence[str] = (),
         note: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Reply:
@@ -103,8 +104,8 @@ class Session:
         once by `.text`.
 
         seed: begin the random numbers anew. schema, regex, grammar: what the reply must be, see rookery.chat.grammar.
-        role: of a text; "tool" for what a tool answers. note: JSON that the turn is to remember (`Turn.note`).
-        progress: told of (tokens read, tokens in all) of what is said.
+        role: of a text; "tool" for what a tool answers. stop: texts that end the reply, besides the template's. note:
+        JSON that the turn is to remember (`Turn.note`). progress: told of (tokens read, tokens in all) of what is said.
         """
         at = self.at
         limits = {k: v for k, v in (("schema", schema), ("regex", regex), ("grammar", grammar)) if v is not None}
@@ -127,6 +128,7 @@ class Session:
             constraint=settings.constraint(self.model, self.template, limits),
             begun=self.template.begun(**options),
             note=settings.note(note),
+            stops=tuple(stop),
         )
         return self._begin(request, progress)
 
