@@ -47,6 +47,20 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "backends",
     },
+    "server": {
+        "engine",
+        "session",
+        "store",
+        "chat",
+        "model",
+        "sampling",
+        "state",
+        "stream",
+        "tokenizer",
+        "lab",
+        "formats",
+        "__version__",
+    },
     "models": set(),
     "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "backends"},
     "cli": {"*"},
@@ -74,6 +88,7 @@ THIRD_PARTY = {
     "train": {"numpy", "matplotlib", "wandb"},
     "chat": {"numpy", "jinja2", "llguidance"},
     "store": {"numpy", "redis"},
+    "server": {"numpy", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "h11", "anyio"},
     "*": {"numpy"},
 }
 INSIDE = {"lab": {"torch", "transformers", "safetensors", "matplotlib", "rich"}}  # only inside functions

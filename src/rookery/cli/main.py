@@ -15,6 +15,7 @@ from rookery.errors import InputError, RookeryError
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP",
     "info": "say what a model file is and holds",
     "convert": "write a model in another format",
     "quantize": "write a model in smaller types",

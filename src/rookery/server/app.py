@@ -1,0 +1,86 @@
+"""The routes put together, within what guards them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from rookery import __version__
+from rookery.server import errors
+from rookery.server.door import Door
+from rookery.server.guard import Guard
+from rookery.server.service import Life, Service
+
+ROUTES = ["health"]  # modules beside this one, each with a `router`
+
+Load = Callable[[], Service]
+
+
+def make(life: Life, load: Load, failed: Callable[[BaseException], None] | None = None) -> FastAPI:
+    """The app. While it lives, `load` is called in a thread to bring the service; what it raises goes to `failed`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_load, args=(life, load, failed, loop), name="load", daemon=True).start()
+        yield
+        life.drain()
+        if life.service is not None:
+            await life.service.close()
+
+    app = FastAPI(
+        title="Rookery",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.life = life
+    errors.install(app)
+    for name in ROUTES:
+        app.include_router(import_module(f"rookery.server.{name}").router)
+    app.add_middleware(Door, life=life)
+    if life.settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=life.settings.cors,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Guard, metrics=life.metrics)
+    document = app.openapi
+    app.openapi = lambda: _as_answered(document())  # type: ignore[method-assign]
+    return app
+
+
+def _load(
+    life: Life, load: Load, failed: Callable[[BaseException], None] | None, loop: asyncio.AbstractEventLoop
+) -> None:
+    try:
+        service = load()
+    except BaseException as error:
+        if failed is None:
+            raise
+        loop.call_soon_threadsafe(failed, error)
+    else:
+        loop.call_soon_threadsafe(life.ready, service)
+
+
+def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI documents 422 for what is answered with 400 here."""
+    for path in document.get("paths", {}).values():
+        for operation in path.values():
+            operation.get("responses", {}).pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document.get("components", {}).get("schemas", {}).pop(name, None)
+    return document

@@ -1,0 +1,132 @@
+"""A server process: it listens, loads, says that it is ready, and ends in order when it is told to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from rookery.errors import InputError, NoPermission, RookeryError
+from rookery.model import Model
+from rookery.server import keys as key_files
+from rookery.server.app import make
+from rookery.server.protocol import protocol
+from rookery.server.service import Life, Service, build
+from rookery.server.settings import Settings
+
+LEVELS = ("debug", "info", "warning", "error")
+Say = Callable[[str], None]
+
+
+class Server(uvicorn.Server):
+    """One that ends with exit code 0 when it is told to, and at once when it is told twice."""
+
+    def __init__(self, config: uvicorn.Config, life: Life) -> None:
+        super().__init__(config)
+        self.life = life
+        self.error: BaseException | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)  # the store stands a kill -9, so also this
+        self.life.drain()
+        self.should_exit = True
+
+    def fail(self, error: BaseException) -> None:
+        """The model or the store cannot be had."""
+        self.error, self.should_exit = error, True
+
+
+def serve(settings: Settings, load: Callable[[], Model], say: Say) -> None:
+    """Serve until told to end. `say` gets lines for the terminal. Raises RookeryError for a wrong start."""
+    known = key_files.load(settings.api_key_file, say) if settings.api_key_file else None
+    with listen(settings) as listener:
+        address = _address(listener)
+        life = Life(settings, known, lambda made: say(f"serving {made.name} at {address}"))
+
+        def loaded() -> Service:
+            return build(settings, load(), life.keys, life.metrics)
+
+        server = Server(_config(settings, life, loaded, lambda error: server.fail(error)), life)
+        server.run([listener])
+    if server.error is not None:
+        raise server.error
+
+
+def _config(
+    settings: Settings, life: Life, load: Callable[[], Service], failed: Callable[[BaseException], None]
+) -> uvicorn.Config:
+    return uvicorn.Config(
+        make(life, load, failed),
+        http=protocol(settings.connections, settings.header_seconds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+        h11_max_incomplete_event_size=64 << 10,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The bound socket. Raises InputError, NoPermission."""
+    host, port = settings.host.strip("[]"), settings.port
+    where = f"{settings.host}:{port}"
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise InputError(f"no address {settings.host!r}; wanted an IP address or a name of this machine") from None
+    made = socket.socket(family, kind, number)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(address)
+        made.listen(settings.connections)
+    except PermissionError:
+        made.close()
+        raise NoPermission(where, "may not be listened at; take a port of 1024 or more: --port") from None
+    except OSError as error:
+        made.close()
+        said = "is in use already" if error.errno == 98 else f"cannot be listened at ({error.strerror})"
+        raise InputError(f"{where}: {said}; take another: --port N, or 0 for a free one") from None
+    return made
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def log_to_stderr(level: str) -> None:
+    """One line for each message; uvicorn's own chatter only at "debug"."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    ours = logging.getLogger("rookery.server")
+    ours.addHandler(handler)
+    ours.setLevel(level.upper())
+    ours.propagate = False
+    theirs = logging.getLogger("uvicorn")
+    theirs.addHandler(handler)
+    theirs.setLevel("DEBUG" if level == "debug" else "CRITICAL")
+    theirs.propagate = False
+
+
+__all__ = ["LEVELS", "RookeryError", "Server", "listen", "log_to_stderr", "serve"]
