@@ -1,0 +1,188 @@
+"""One stateless prompt at the engine: begun from what is known of it, remembered for the next, counted and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from rookery import engine
+from rookery.engine import Cancelled, Ended, Event, Failed, Marked, Read, Scored, Start, Wrote
+from rookery.model import Model
+from rookery.sampling import Sampling
+from rookery.server import feed
+from rookery.server.errors import ApiError
+from rookery.server.service import Service
+from rookery.state import State
+from rookery.stream import Constraint, Draft
+
+CACHED_FROM = 16  # tokens of a prompt for which a state is worth its memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """`tokens` to read, and `n` replies to write after them, each of `max_tokens` at most; their seeds are `seed`,
+    `seed` + 1, ... `marks`: after how many tokens a state is worth keeping. scores, prompt_scores: see engine.Sequence.
+    """
+
+    owner: str
+    tokens: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    marks: tuple[int, ...] = ()
+    scores: int | None = None
+    prompt_scores: int | None = None
+
+
+class Work:
+    """Iterate `batches` once."""
+
+    def __init__(self, service: Service, ask: Ask, route: str, request_id: str) -> None:
+        self.ask = ask
+        self.cached = self.written = 0  # tokens of the prompt that were known; tokens of all replies
+        self._service, self._route, self._request_id = service, route, request_id
+        self._begin = self._first = self._last = time.perf_counter()
+        self._before: State | None = None
+        self._clock = service.metrics.sequence()
+
+    async def batches(self) -> AsyncGenerator[list[Scored | Wrote | Ended]]:
+        """What happens, until every reply has ended: all that is there by now, at least one. Raises Busy, what the
+        engine failed with, and ApiError 503 where the server ends before.
+        """
+        async with feed.open(self._service, self._sequence) as events:
+            async for batch in events.batches():
+                told: list[Scored | Wrote | Ended] = []
+                for event in batch:
+                    self._note(event)
+                    if isinstance(event, Failed):
+                        raise _gone() if isinstance(event.error, Cancelled) else event.error
+                    if isinstance(event, Ended) and event.draft and event.draft.stop_reason == "cancelled":
+                        raise _gone()
+                    if isinstance(event, Scored | Wrote | Ended):
+                        told.append(event)
+                if told:
+                    yield told
+
+    def timings(self) -> dict[str, float]:
+        """Counts, milliseconds and tokens a second, as llama.cpp names them."""
+        read = len(self.ask.tokens) - self.cached
+        before, after = 1000 * (self._first - self._begin), 1000 * (self._last - self._first)
+        return {
+            "cache_n": self.cached,
+            "prompt_n": read,
+            "prompt_ms": round(before, 3),
+            "prompt_per_second": round(1000 * read / before, 3) if before else 0.0,
+            "predicted_n": self.written,
+            "predicted_ms": round(after, 3),
+            "predicted_per_second": round(1000 * self.written / after, 3) if after else 0.0,
+        }
+
+    def _sequence(self, listen: Callable[[Event], None]) -> engine.Sequence:
+        ask = self.ask
+        return engine.Sequence(
+            self._start,
+            listen,
+            owner=ask.owner,
+            places=ask.n if ask.max_tokens else 1,
+            scores=ask.scores,
+            prompt_scores=ask.prompt_scores,
+        )
+
+    def _start(self) -> Start:
+        """In a worker thread of the engine."""
+        ask, model = self.ask, self._service.model
+        self._begin = time.perf_counter()
+        whole = ask.prompt_scores is not None
+        known, logits, state = (0, None, model.state()) if whole else self._service.prefixes.find(ask.owner, ask.tokens)
+        self.cached = known
+        if self._service.records.on:
+            self._before = state.copy()
+        return Start(
+            state=state,
+            prompt=ask.tokens[known:],
+            logits=logits,
+            marks=() if whole else tuple(mark - known for mark in ask.marks if mark - known >= CACHED_FROM),
+            drafts=tuple(self._draft(n) for n in range(ask.n)) if ask.max_tokens else (),
+            keep=not whole,
+        )
+
+    def _draft(self, n: int) -> Draft:
+        ask, model = self.ask, self._service.model
+        seed = None if ask.seed is None else (ask.seed + n) % (1 << 64)
+        constraint = ask.constraint.copy() if ask.constraint and n else ask.constraint
+        sampler = model.sampler(ask.sampling, seed)
+        return Draft(model.tokenizer, ask.max_tokens, sampler, stop=ask.stop, constraint=constraint)
+
+    def _note(self, event: Event) -> None:
+        """Count it, and keep what may be asked again."""
+        match event:
+            case Read():
+                self._clock.read()
+            case Wrote():
+                self._clock.wrote()
+                self._last = time.perf_counter()
+                if not self.written:
+                    self._first = self._last
+                self.written += 1
+            case Marked():
+                self._keep(self.ask.tokens[: self.cached + event.at], event.logits, event.state)
+            case Ended():
+                self._ended(event)
+            case Failed():
+                self._clock.ended("cancelled" if isinstance(event.error, Cancelled) else "failed")
+
+    def _ended(self, event: Ended) -> None:
+        draft = event.draft
+        reason = (draft.stop_reason if draft else None) or "length"
+        self._clock.ended(reason)
+        if event.index == 0:
+            self._service.metrics.prompt(len(self.ask.tokens), self.cached)
+        self._record(event, reason)
+        if draft is not None and event.point is not None and self.ask.prompt_scores is None:
+            self._keep([*self.ask.tokens, *draft.tokens[: draft.kept]], *event.point)
+
+    def _keep(self, tokens: Sequence[int], logits: Any, state: State) -> None:
+        if len(tokens) >= CACHED_FROM:
+            self._service.prefixes.put(self.ask.owner, tokens, logits, state)
+
+    def _record(self, event: Ended, reason: str) -> None:
+        records, model = self._service.records, self._service.model
+        if not records.on:
+            return
+        settings = asdict(self.ask.sampling)
+        settings["logit_bias"] = {str(token): repr(value) for token, value in settings["logit_bias"].items()}
+        records.write(
+            request=self._request_id,
+            route=self._route,
+            owner=self.ask.owner,
+            model=model.weights.fingerprint,
+            sampling=settings | {"seed": event.draft.sampler.seed if event.draft else None},
+            entered={"tokens": [int(token) for token in self.ask.tokens[self.cached :]], "cached": self.cached},
+            changed={"before": None, "after": None, "delta": self._delta(event)},
+            left={"tokens": event.draft.tokens if event.draft else [], "stop_reason": reason},
+        )
+
+    def _delta(self, event: Ended) -> list[float] | None:
+        """How far each layer's state moved: L2 over sqrt(n)."""
+        if self._before is None or event.point is None:
+            return None
+        moved = event.point[1].flat.astype(np.float64) - self._before.flat
+        layers = moved.reshape(self._service.model.config.n_layer, -1)
+        return [float(x) for x in np.sqrt((layers**2).mean(axis=1))]
+
+
+def system_fingerprint(model: Model) -> str:
+    """What decides the answers besides the request: the weights, and how they are computed."""
+    return f"fp_{sha256(f'{model.weights.fingerprint} {model.arithmetic}'.encode()).hexdigest()[:12]}"
+
+
+def _gone() -> ApiError:
+    return ApiError(503, "the server is going down", headers={"Retry-After": "5"})
