@@ -8,7 +8,7 @@ pytest.importorskip("fastapi")
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from rookery.server.responses_events import Numbered, Output
+from rookery.server.responses_events import Output
 
 TAG = "0123456789abcdef0123456789abcdef"
 
@@ -41,10 +41,8 @@ def test_events_of_thoughts_words_and_a_call_are_openais_in_order():
     )
     assert [event["type"] for event in events] == expected
     read = TypeAdapter(ResponseStreamEvent)
-    number = Numbered()
-    for place, event in enumerate(events):
-        parsed = read.validate_python(number(event), strict=True)
-        assert parsed.sequence_number == place
+    for event in events:
+        assert read.validate_python(event | {"sequence_number": 0}, strict=True).type == event["type"]
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == output.items
     assert [item["type"] for item in done] == ["reasoning", "message", "function_call", "function_call"]

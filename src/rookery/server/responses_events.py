@@ -30,6 +30,11 @@ class Output:
         self._tag = tag
         self._open: Kind | None = None
 
+    @property
+    def kind(self) -> Kind | None:
+        """Of the open item."""
+        return self._open
+
     def push(self, kind: Kind, text: str, name: str = "") -> Iterator[Event]:
         """More of the reply. An item goes on while its kind does; a `name` begins a call."""
         if kind != self._open or name:
@@ -108,15 +113,3 @@ def _copy(item: dict[str, Any]) -> dict[str, Any]:
         key: [_copy(part) for part in value] if key == "content" else [*value] if isinstance(value, list) else value
         for key, value in item.items()
     }
-
-
-class Numbered:
-    """Gives events their `sequence_number`."""
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def __call__(self, event: Event) -> Event:
-        numbered = event | {"sequence_number": self._next}
-        self._next += 1
-        return numbered

@@ -1,57 +1,59 @@
-"""What /v1/responses takes and gives, in OpenAI's shapes."""
+"""What /v1/responses is asked, in OpenAI's shapes."""
+
+from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-MAX_TEXT = 16 << 20  # characters of one text; what the model may read is limited in tokens, by the settings
-MAX_ITEMS = 10_000
-MAX_PARTS = 1_000
+from rookery.server.errors import ApiError
+from rookery.server.shapes import MAX_ITEMS, Drawn, Effort, Free, Name, Shape, Text
 
-Id = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+MAX_PARTS = 1000
 
 
-class TextPart(BaseModel):
-    type: Literal["input_text", "output_text", "text"]
-    text: Text
+class Part(Shape):
+    """A part of a content."""
+
+    type: Name
+    text: Text | None = None
 
 
-Content = Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
+Content = Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
-class MessageItem(BaseModel):
-    """What somebody said; `developer` is another word for system."""
+class MessageItem(Shape):
+    """What somebody said. A developer's is a system message."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
 
 
-class CallItem(BaseModel):
-    """A function call that the model asked for earlier."""
+class CallItem(Shape):
+    """A function call of an earlier answer, sent back."""
 
     type: Literal["function_call"]
-    call_id: Id
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    call_id: Name
+    name: Name
     arguments: Text
 
 
-class CallOutputItem(BaseModel):
+class CallOutputItem(Shape):
     """What a function answered."""
 
     type: Literal["function_call_output"]
-    call_id: Id
+    call_id: Name | None = None
     output: Content
 
 
-class ReasoningItem(BaseModel):
-    """Thoughts of an earlier answer, sent back; they are left out of the history, as the templates do."""
+class ReasoningItem(Shape):
+    """Thoughts of an earlier answer, sent back: the templates leave old thoughts out, so these are passed over."""
 
     type: Literal["reasoning"]
 
 
-def _kind(item: Any) -> Any:
+def _kind(item: Any) -> str | None:
     given = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
     return given if isinstance(given, str) else None
 
@@ -63,52 +65,103 @@ InputItem = Annotated[
     | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_kind),
 ]
+Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
-class TextFormat(BaseModel):
+class TextFormat(Shape):
     """`schema` is that of json_schema."""
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
     type: Literal["text", "json_object", "json_schema"]
-    name: Annotated[str, Field(max_length=64)] | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] | None = None
+    name: Name | None = None
+    schema_: Free | None = Field(None, alias="schema")
     strict: bool | None = None
-    description: Annotated[str, Field(max_length=10_000)] | None = None
+    description: Text | None = None
 
 
-class TextConfig(BaseModel):
+class TextConfig(Shape):
     format: TextFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class Reasoning(BaseModel):
+class Reasoning(Shape):
     """`effort` chooses the think mode where the template has them."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: Effort | None = None
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(Shape):
     type: Literal["function"]
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
-    description: Annotated[str, Field(max_length=10_000)] | None = None
-    parameters: dict[str, Any] | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: Text | None = None
+    parameters: Free | None = None
     strict: bool | None = None
 
 
-class ChosenTool(BaseModel):
+class ChosenFunction(Shape):
     type: Literal["function"]
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    name: Name
 
 
-class StreamOptions(BaseModel):
-    """`include_state_delta`: events `rookery.state_delta` with how far each layer's state moved."""
+class StreamOptions(Shape):
+    """`include_state_delta`: every few tokens an event `rookery.state_delta`, how far each layer's state moved."""
 
-    include_state_delta: bool = False
-    include_obfuscation: bool | None = None
+    include_state_delta: bool | None = None
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+MetadataKey = Annotated[str, Field(max_length=64)]
+Metadata = Annotated[dict[MetadataKey, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+
+
+class ResponseRequest(Drawn):
+    """/v1/responses. top_k, min_p, typical_p, presence_penalty, frequency_penalty, penalty, penalty_decay, logit_bias,
+    seed, stop, regex, grammar, think and stream_options.include_state_delta are extensions.
+
+    previous_response_id: a response ("resp_..."), which is gone on with where it stands, so that an older one gives a
+        branch; or a stored state ("state_..."), which means the end of its talk.
+    instructions: the system text. It was read at the beginning of a talk, so with previous_response_id it may only be
+        repeated.
+    think: a think mode of the template, where it has them: off, fake, on, short, medium, long.
+    """
+
+    model: Name | None = None
+    input: Text | Items
+    instructions: Text | None = None
+    previous_response_id: Name | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
+    text: TextConfig | None = None
+    regex: Text | None = None
+    grammar: Text | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    think: Literal["off", "fake", "on", "short", "medium", "long"] | None = None
+    metadata: Metadata | None = None
+    include: Annotated[list[Name], Field(max_length=20)] | None = None
+    background: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    user: Name | None = None
+
+
+class ForkRequest(Shape):
+    """`at`: a turn's id, or a response's; left out: the head. `name`: of the new head."""
+
+    at: Name | None = None
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+
+
+class RewindRequest(Shape):
+    turns: int = Field(1, ge=0, lt=2**31)
+
+
+def text_of(content: str | list[Part]) -> str:
+    """The text of a content, its parts on lines of their own. 400 for a part that is no text."""
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part.type not in ("input_text", "output_text", "text", "refusal") or part.text is None:
+            said = f"input: a part of type {part.type!r}; these models read text alone"
+            raise ApiError(400, said, code="unsupported", param="input")
+    return "\n".join(part.text or "" for part in content)
