@@ -155,7 +155,7 @@ def many(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
             with store._file.writing() as db:
                 rows = ((key, i, size, 0, kind == "all are leaves") for i, key in enumerate(keys))
                 db.executemany("INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)", rows)
-            ms = median_ms(rounds, lambda i: store.put(f"new {i}", state, keep=True))
+            ms = median_ms(rounds, lambda i: store.put(f"new {i}", state))
             assert store.stats()["evicted"] == rounds
             found.append({"kind": kind, "snapshots": count, "put": ms})
     return found

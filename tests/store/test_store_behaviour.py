@@ -183,6 +183,19 @@ def test_names_of_all_scripts(kept: Store) -> None:
         assert set(kept.heads(name)) == {"main", name}
 
 
+def test_talks_are_listed_by_how_their_names_begin_and_page_by_page(kept: Store) -> None:
+    for n in range(6):
+        kept.create(talk(f"{'ab'[n % 2]}.{n}"))
+    kept.move("a.2", "side", None, None)
+    names = ["a.2", "b.5", "a.4", "b.3", "b.1", "a.0", "first"]
+    assert [t.name for t, _ in kept.talks()] == names
+    assert [t.name for t, _ in kept.talks("a.")] == ["a.2", "a.4", "a.0"]
+    assert [t.name for t, _ in kept.talks("a.", limit=2)] == ["a.2", "a.4"]
+    assert [t.name for t, _ in kept.talks("a.", after="a.4", limit=2)] == ["a.0"]
+    assert [t.name for t, _ in kept.talks(after="b.5", limit=3)] == names[2:5]
+    assert kept.talks("a.", after="a.9") == kept.talks("c") == kept.talks(limit=0) == []
+
+
 def test_unknown_talks(kept: Store) -> None:
     for use in (kept.talk, kept.nodes, kept.heads, kept.remove):
         with pytest.raises(errors.StoreError, match="no talk 'second'"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from store_things import Open, key_of, snapshot, talk, turn
+from store_things import Open, key_of, same, snapshot, talk, turn
 
-from rookery.store import Node
+from rookery import errors
+from rookery.store import Node, beginning
 
 SIZES = (10, 60, 200)
 
@@ -27,18 +29,21 @@ class Model:
             after = [n for n in self.nodes if node.id in (n.parent, n.base)]
             return not after or len(after) > 1 or node.id in self.heads.values()
 
-        return self.states[key][1] or any(of(node) for node in self.nodes if node.key == key)
+        return any(of(node) for node in self.nodes if node.key == key)
 
-    def put(self, key: str, size: int, keep: bool) -> None:
-        if size > self.budget:
-            return
+    def put(self, key: str, size: int, keep: bool) -> bool:
+        """Whether there was room for it."""
+        if sum(held for other, (held, kept) in self.states.items() if kept and other != key) + size > self.budget:
+            return False
         _, kept = self.states.pop(key, (0, False))
-        first = [k for k in self.states if not self.goes_last(k)]
-        last = [k for k in self.states if self.goes_last(k)]
+        loose = [k for k, (_, kept_) in self.states.items() if not kept_]
+        first = [k for k in loose if not self.goes_last(k)]
+        last = [k for k in loose if self.goes_last(k)]
         for old in first + last:
             if sum(held for held, _ in self.states.values()) + size > self.budget:
                 del self.states[old]
         self.states[key] = size, keep or kept
+        return True
 
     def get(self, key: str) -> bool:
         if key in self.states:
@@ -52,15 +57,15 @@ def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
     made, model = opened(budget=budget), Model(budget)
     made.create(talk())
     keys = [key_of(n) for n in range(12)]
-    dropped = 0
+    dropped, refused = 0, pytest.raises(errors.StoreError, match="leaves no room")
     for step in range(250):
         what, key = draw.choice(("put", "put", "get", "add", "move")), draw.choice(keys)
         before = [None, *(n.id for n in model.nodes)]
         head = draw.choice(("main", "side"))
         if what == "put":
             state, keep = snapshot(n=draw.choice(SIZES)), draw.random() < 0.05
-            made.put(key, state, keep)
-            model.put(key, len(state.encode()), keep)
+            with nullcontext() if model.put(key, len(state.encode()), keep) or not keep else refused:
+                made.put(key, state, keep)
         elif what == "get":
             assert (made.get(key) is not None) == model.get(key)
         elif what == "add":
@@ -109,12 +114,35 @@ def test_forks_leaves_and_heads_outlive_the_way_between(opened: Open) -> None:
     assert len(made.nodes("first")) == 9
 
 
-def test_what_is_kept_goes_when_nothing_else_is_left(opened: Open) -> None:
+@pytest.mark.filterwarnings("ignore:.*are not kept")
+def test_what_is_kept_never_goes(opened: Open) -> None:
+    size = len(snapshot().encode())
+    made = opened(budget=3 * size, half=True)
+    for n in range(20):
+        made.put(key_of(n), snapshot(n), keep=n in (3, 7))
+    assert [n for n in range(20) if made.has(key_of(n))][:2] == [3, 7]
+    assert same(made.get(key_of(3)), snapshot(3))  # not halved
+    made.put(key_of(30), snapshot(), keep=True)
+    with pytest.raises(errors.StoreError, match="what is kept for good leaves no room"):
+        made.put(key_of(31), snapshot(), keep=True)
+    made.put(key_of(32), snapshot(n=70))  # a mere cache is left out
+    assert [n for n in range(40) if made.has(key_of(n))] == [3, 7, 30]
+    assert made.stats()["bytes"] == 3 * size
+    made.put(key_of(3), snapshot(n=10))
+    made.put(key_of(33), snapshot())
+    assert [n for n in range(40) if made.has(key_of(n))] == [3, 7, 30]  # once kept, kept
+
+
+def test_what_is_kept_goes_with_its_talk(opened: Open) -> None:
     size = len(snapshot().encode())
     made = opened(budget=2 * size)
-    for n in range(3):
-        made.put(key_of(n), snapshot(), keep=True)
-    assert [made.has(key_of(n)) for n in range(3)] == [False, True, True]
+    made.create(talk())
+    made.put(beginning("first"), snapshot(), keep=True)
+    made.put(key_of(1), snapshot(), keep=True)
+    made.remove("first")
+    assert [made.has(key) for key in (beginning("first"), key_of(1))] == [False, True]
+    made.put(key_of(2), snapshot(), keep=True)  # there is room again
+    assert made.stats()["bytes"] == 2 * size
 
 
 def test_a_smaller_budget_is_kept_from_the_next_put_on(lasting: Open) -> None:

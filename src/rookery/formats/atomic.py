@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 os.unlink(temporary)
     with suppress(OSError):  # not every system can sync a folder; the file itself is safe
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _mode_of_old(path: str | os.PathLike[str], target: str) -> int | None:
@@ -63,7 +63,7 @@ def _mode_of_old(path: str | os.PathLike[str], target: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

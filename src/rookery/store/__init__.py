@@ -2,7 +2,8 @@
 
 A store holds two kinds of things. **Talks** are the truth: a header, turns that never change, and heads that move over
 them; what `add` or `move` returned for is there after a crash. **Snapshots** are a cache of states by the key of what
-was read; any of them may be evicted (evict.py) or found damaged, and is computed again from the tokens.
+was read; any of them may be evicted (evict.py) or found damaged, and is computed again from the tokens. Only the state
+that a talk began with, where it was one of its own, is kept for good.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
-from rookery.store.node import MAIN, SCHEMA, Node, Span, Talk
+from rookery.store.node import MAIN, SCHEMA, Node, Span, Talk, beginning
 from rookery.store.snapshot import Prefix, Snapshot, root
 
-__all__ = ["MAIN", "SCHEMA", "Node", "Prefix", "Snapshot", "Span", "Store", "Talk", "open", "root"]
+__all__ = ["MAIN", "SCHEMA", "Node", "Prefix", "Snapshot", "Span", "Store", "Talk", "beginning", "open", "root"]
 
 IN_MEMORY = ":memory:"
 REDIS = ("redis://", "rediss://", "unix://")
@@ -28,8 +29,11 @@ class Store(Protocol):
     budget: int
 
     def put(self, key: str, snapshot: Snapshot, keep: bool = False) -> None:
-        """Keep a state and evict what is then too much, `keep`ing this one among the last. Never raises for what is
-        wrong with the place: it is counted in `stats` and said once, as a warning.
+        """Keep a state and evict what is then too much. What is wrong with the place is counted in `stats` and said
+        once, as a warning.
+
+        `keep`: for good, to the bit and durably; it counts in the budget and is never evicted. Then what is wrong is
+        raised: CannotWrite, StoreError.
         """
 
     def get(self, key: str) -> Snapshot | None:
@@ -43,8 +47,9 @@ class Store(Protocol):
     def talk(self, name: str) -> Talk:
         """Raises StoreError if there is none, NewerFile if a later Rookery wrote it, DamagedFile."""
 
-    def talks(self) -> list[tuple[Talk, float]]:
-        """All talks with the time of their last use, the newest first. One that cannot be read is left out, and
+    def talks(self, begin: str = "", after: str | None = None, limit: int | None = None) -> list[tuple[Talk, float]]:
+        """The talks with the time of their last use, the newest first: those whose names begin so, at most `limit` of
+        them, those `after` the one of that name (none where it is gone). One that cannot be read is left out, and
         warned of.
         """
 
@@ -69,7 +74,7 @@ class Store(Protocol):
         """Move a head if it is where `expected` says; one that does not exist yet is at None. Raises as `add`."""
 
     def remove(self, name: str) -> None:
-        """Drop the talk, and the states of its turns that no other talk has."""
+        """Drop the talk, the state it began with (`beginning`), and the states of its turns that no other talk has."""
 
     def stats(self) -> dict[str, int]:
         """snapshots, bytes; and since this object was made: evicted, damaged, hits, misses, failed."""

@@ -2,7 +2,8 @@
 
 A turn's state is worth more where it cannot be made from its neighbour's: at a leaf (a talk goes on there), at a fork
 (two talks pass through it) and at a head. All others lie on the way to one of those and go first, the least recently
-used before the others. Whatever goes can be computed again from the tokens, which are never dropped.
+used before the others. Whatever goes can be computed again from the tokens, which are never dropped. What cannot, the
+state that a talk began with, is put to be kept: it never goes.
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ class Cache:
         self._warned = False
 
     def put(self, key: str, snapshot: Snapshot, keep: bool = False) -> None:
-        """Keep a state, halved if the store halves; then evict. What the place refuses is counted, and said once."""
-        data = snapshot.encode(self.half)
+        """Keep a state, halved if the store halves; then evict. What the place refuses is counted, and said once; of
+        one that is to be kept it is raised.
+        """
+        data = snapshot.encode(self.half and not keep)
         try:
             if len(data) > self.budget:
                 raise errors.StoreError(f"a state of {len(data)} bytes is beyond the store's budget of {self.budget}")
             self._counts["evicted"] += self._write(key, data, keep)
         except errors.RookeryError as error:
+            if keep:
+                raise
             self._failed(error)
 
     def get(self, key: str) -> Snapshot | None:
@@ -105,8 +110,11 @@ class Cache:
             warnings.warn(f"{error}; states are not kept and will be computed again", stacklevel=3)
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
-        """Keep the bytes and evict; how many snapshots went."""
+        """Keep the bytes and evict; how many snapshots went. Raises StoreError where what is kept leaves no room."""
         raise NotImplementedError
+
+    def _no_room(self, size: int) -> errors.StoreError:
+        return errors.StoreError(f"a state of {size} bytes: what is kept for good leaves no room for it in the budget")
 
     def _has(self, key: str) -> bool:
         raise NotImplementedError

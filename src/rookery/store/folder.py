@@ -1,7 +1,8 @@
 """The files of a store's snapshots, one a key, beside the database that says which there are.
 
 Files, since SQLite writes a large blob twice: `benchmarks/store.py` has the figures. Whoever writes here holds the
-database's write lock. Nothing is synced: what a crash leaves cut or missing is found by its digest and computed again.
+database's write lock. Only what is kept for good is synced: what else a crash leaves cut or missing is found by its
+digest and computed again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from rookery import errors
+from rookery.formats.atomic import sync_folder
 
 SUFFIX = "-states"
 _NEW = "new"
@@ -39,14 +41,19 @@ class Folder:
         except OSError as error:
             raise errors.DamagedFile(self._of(key), f"cannot be read ({error.strerror or error})") from None
 
-    def write(self, key: str, data: bytes) -> None:
-        """Raises CannotWrite."""
+    def write(self, key: str, data: bytes, durable: bool = False) -> None:
+        """`durable`: on the disk when it returns. Raises CannotWrite."""
         new = os.path.join(self.path, _NEW)
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(new, self._of(key))
+            if durable:
+                sync_folder(self.path)
         except OSError as error:
             with suppress(OSError):
                 os.unlink(new)

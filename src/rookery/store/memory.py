@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from rookery.store.evict import Cache, is_kept, victims
-from rookery.store.node import MAIN, Node, Talk, absent, check_name, check_new, taken, unknown
+from rookery.store.node import MAIN, Node, Talk, absent, beginning, check_name, check_new, taken, unknown
 
 BUDGET = 512 << 20
 
@@ -45,8 +45,10 @@ class Memory(Cache):
     def _write(self, key: str, data: bytes, keep: bool) -> int:
         with self._lock:
             kept = keep or key in self._keep
+            if len(data) + sum(len(self._payloads[other]) for other in self._keep if other != key) > self.budget:
+                raise self._no_room(len(data))
             self._drop(key)
-            rows = ((other, len(payload)) for other, payload in self._payloads.items())
+            rows = ((other, len(payload)) for other, payload in self._payloads.items() if other not in self._keep)
             gone = list(victims(rows, self._total + len(data) - self.budget, self._goes_last))
             for other in gone:
                 self._drop(other)
@@ -76,7 +78,7 @@ class Memory(Cache):
             kept = self._talks[talk]
             return is_kept(kept.children[turn], turn in kept.heads.values())
 
-        return key in self._keep or any(of(*turn) for turn in self._turns.get(key, ()))
+        return any(of(*turn) for turn in self._turns.get(key, ()))
 
     # talks
 
@@ -90,10 +92,14 @@ class Memory(Cache):
     def talk(self, name: str) -> Talk:
         return self._of(name).header
 
-    def talks(self) -> list[tuple[Talk, float]]:
+    def talks(self, begin: str = "", after: str | None = None, limit: int | None = None) -> list[tuple[Talk, float]]:
         with self._lock:
             newest = reversed(self._talks.values())  # of two with the same time, too
-            return sorted(((t.header, t.used) for t in newest), key=lambda row: -row[1])
+            rows = sorted(((t.header, t.used) for t in newest), key=lambda row: -row[1])
+        names = [talk.name for talk, _ in rows]
+        if after is not None:
+            rows = rows[names.index(after) + 1 :] if after in names else []
+        return [row for row in rows if row[0].name.startswith(begin)][:limit]
 
     def nodes(self, name: str) -> dict[str, Node]:
         with self._lock:
@@ -136,6 +142,7 @@ class Memory(Cache):
                 if not sharing:
                     del self._turns[node.key]
                     self._drop(node.key)
+            self._drop(beginning(name))
             del self._talks[name]
 
     def _of(self, name: str) -> _Kept:

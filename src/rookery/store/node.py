@@ -190,6 +190,11 @@ def read_turns(where: str, name: str, rows: Iterable[tuple[str, str]]) -> dict[s
     return found
 
 
+def beginning(name: str) -> str:
+    """The key of the state that the talk of this name began with, where it was one of its own."""
+    return hashlib.sha256(b"beginning" + name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def taken(name: str) -> errors.InputError:
     return errors.InputError(f"there is a talk {name!r} already; choose another name")
 

@@ -21,6 +21,7 @@ from rookery.store.node import (
     Node,
     Talk,
     absent,
+    beginning,
     check_name,
     check_new,
     check_schema,
@@ -36,7 +37,8 @@ PREFIX = "rookery:1:"
 # By name, for a talk: `talk` its header, `turns` id -> JSON, `keys` id -> snapshot key, `children` id -> how many turns
 # come after, `heads` name -> id or "" before the first turn. For a snapshot's key: `state` its bytes, `at` the turns
 # that end there. Of the whole store: `talks` by last use; the snapshots by last use, those that go `first` and those
-# that go `last` (evict.py says which, and `goes_last` in these scripts' words); `keep`, `sizes`, `bytes`, `clock`.
+# that go `last` (evict.py says which, and `goes_last` in these scripts' words), those to `keep` in neither; `sizes`,
+# `bytes` and of these `kept`, `clock`.
 _COMMON = """
 local P = '@prefix@'
 local call = redis.call
@@ -48,13 +50,12 @@ local function drop(key)
     call('HDEL', P .. 'sizes', key)
     call('ZREM', P .. 'first', key)
     call('ZREM', P .. 'last', key)
-    call('SREM', P .. 'keep', key)
+    if call('SREM', P .. 'keep', key) == 1 then call('DECRBY', P .. 'kept', size) end
     call('DEL', P .. 'state:' .. key)
     return 1
 end
 
 local function goes_last(key)
-    if call('SISMEMBER', P .. 'keep', key) == 1 then return true end
     for _, turn in ipairs(call('SMEMBERS', P .. 'at:' .. key)) do
         local id, name = turn:sub(1, 32), turn:sub(34)
         if call('HGET', P .. 'children:' .. name, id) ~= '1' then return true end
@@ -68,6 +69,7 @@ end
 local function place(key, used)
     call('ZREM', P .. 'first', key)
     call('ZREM', P .. 'last', key)
+    if call('SISMEMBER', P .. 'keep', key) == 1 then return end
     call('ZADD', P .. (goes_last(key) and 'last' or 'first'), used, key)
 end
 
@@ -105,14 +107,21 @@ end
 
 _SCRIPTS = {
     "put": """
-        local key, data, keep = ARGV[1], ARGV[2], ARGV[3] == '1' or call('SISMEMBER', P .. 'keep', ARGV[1]) == 1
+        local key, data, budget = ARGV[1], ARGV[2], tonumber(ARGV[4])
+        local was = call('SISMEMBER', P .. 'keep', key) == 1
+        local others = tonumber(call('GET', P .. 'kept') or '0')
+        if was then others = others - tonumber(call('HGET', P .. 'sizes', key)) end
+        if others + #data > budget then return -1 end
         drop(key)
         call('SET', P .. 'state:' .. key, data)
         call('HSET', P .. 'sizes', key, #data)
-        if keep then call('SADD', P .. 'keep', key) end
+        if was or ARGV[3] == '1' then
+            call('SADD', P .. 'keep', key)
+            call('INCRBY', P .. 'kept', #data)
+        end
         touch(key)
         call('INCRBY', P .. 'bytes', #data)
-        return evict(tonumber(ARGV[4]), key)
+        return evict(budget, key)
     """,
     "get": """
         local data = call('GET', P .. 'state:' .. ARGV[1])
@@ -152,6 +161,7 @@ _SCRIPTS = {
     """,
     "remove": """
         local name = ARGV[1]
+        drop(ARGV[2])
         local keys = call('HGETALL', P .. 'keys:' .. name)
         for i = 1, #keys, 2 do
             call('SREM', P .. 'at:' .. keys[i + 1], keys[i] .. ' ' .. name)
@@ -211,6 +221,8 @@ class Redis(Cache):
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
         gone: int = self._run("put", key, data, int(keep), self.budget)
+        if gone < 0:
+            raise self._no_room(len(data))
         return gone
 
     def _read(self, key: str) -> bytes | None:
@@ -237,12 +249,20 @@ class Redis(Cache):
             raise unknown(name, self._where)
         return read_talk(self._where, name, _number(schema), _text(header))
 
-    def talks(self) -> list[tuple[Talk, float]]:
+    def talks(self, begin: str = "", after: str | None = None, limit: int | None = None) -> list[tuple[Talk, float]]:
+        known = self._ask_all([("ZREVRANGE", f"{PREFIX}talks", 0, -1, "WITHSCORES")])[0]
+        rows = [(_text(name), float(used)) for name, used in known]
+        if after is not None:
+            names = [name for name, _ in rows]
+            rows = rows[names.index(after) + 1 :] if after in names else []
+        rows = [row for row in rows if row[0].startswith(begin)][:limit]
+        headers = self._ask_all([("HMGET", f"{PREFIX}talk:{name}", "schema", "header") for name, _ in rows])
         found = []
-        for name, used in self._ask_all([("ZREVRANGE", f"{PREFIX}talks", 0, -1, "WITHSCORES")])[0]:
+        for (name, used), (schema, header) in zip(rows, headers, strict=True):
             try:
-                found.append((self.talk(_text(name)), float(used)))
-            except (errors.FileError, errors.StoreError) as error:
+                if header is not None:  # else it was removed just now
+                    found.append((read_talk(self._where, name, _number(schema), _text(header)), used))
+            except errors.FileError as error:
                 warnings.warn(str(error), stacklevel=2)
         return found
 
@@ -275,7 +295,7 @@ class Redis(Cache):
         return bool(answer)
 
     def remove(self, name: str) -> None:
-        if not self._run("remove", check_name(name)):
+        if not self._run("remove", check_name(name), beginning(name)):
             raise unknown(name, self._where)
 
     def _check(self, name: str) -> None:

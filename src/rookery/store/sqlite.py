@@ -1,4 +1,5 @@
-"""A store in an SQLite file: talks that survive a crash, and beside it a folder of states, which may be deleted.
+"""A store in an SQLite file: talks that survive a crash, and beside it a folder of states, which may be deleted unless
+a talk began with a state of its own.
 
 Several processes may have it open; one writes at a time. File and folder are their owner's alone.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ from rookery.store.node import (
     Node,
     Talk,
     absent,
+    beginning,
     check_name,
     check_new,
     check_schema,
@@ -68,14 +71,17 @@ class SQLite(Cache):
         return listed and self._states.has(key)
 
     def _write(self, key: str, data: bytes, keep: bool) -> int:
-        with self._file.writing(durable=False) as db:
+        with self._file.writing(durable=keep) as db:
             if not self._swept:
                 self._swept = True
                 self._states.sweep(key for (key,) in db.execute("SELECT key FROM snapshot"))
             touched, self._touched = self._touched, {}
             for other in touched:
                 db.execute(f"UPDATE snapshot SET used = {_NEXT} WHERE key = ?", (other,))
-            self._states.write(key, data)
+            kept = db.execute("SELECT coalesce(sum(bytes), 0) FROM snapshot WHERE last = 2 AND key != ?", (key,))
+            if kept.fetchone()[0] + len(data) > self.budget:
+                raise self._no_room(len(data))
+            self._states.write(key, data, durable=keep)
             db.execute(
                 f"INSERT INTO snapshot VALUES (?, {_NEXT}, ?, ?, 0) ON CONFLICT DO UPDATE SET used = excluded.used,"
                 " bytes = excluded.bytes, keep = keep OR excluded.keep",
@@ -83,7 +89,7 @@ class SQLite(Cache):
             )
             _rank(db, [key])
             (total,) = db.execute("SELECT sum(bytes) FROM snapshot").fetchone()
-            rows = db.execute("SELECT key, bytes FROM snapshot WHERE key != ? ORDER BY last, used", (key,))
+            rows = db.execute("SELECT key, bytes FROM snapshot WHERE last < 2 AND key != ? ORDER BY last, used", (key,))
             gone = list(victims(rows, total - self.budget))
             for other in gone:
                 self._delete(db, other)
@@ -137,9 +143,13 @@ class SQLite(Cache):
             raise unknown(name, self._file.path)
         return read_talk(self._file.path, name, *row)
 
-    def talks(self) -> list[tuple[Talk, float]]:
+    def talks(self, begin: str = "", after: str | None = None, limit: int | None = None) -> list[tuple[Talk, float]]:
+        where, values = "name >= ? AND name < ?", [begin, begin + chr(sys.maxunicode)]
+        if after is not None:
+            where, values = f"{where} AND (used, id) < (SELECT used, id FROM talk WHERE name = ?)", [*values, after]
+        ask = f"SELECT name, schema, header, used FROM talk WHERE {where} ORDER BY used DESC, id DESC LIMIT ?"
         with self._file.reading() as db:
-            rows = db.execute("SELECT name, schema, header, used FROM talk ORDER BY used DESC, id DESC").fetchall()
+            rows = db.execute(ask, (*values, -1 if limit is None else limit)).fetchall()
         found = []
         for name, schema, header, used in rows:
             try:
@@ -192,6 +202,7 @@ class SQLite(Cache):
             with self._file.writing() as db:
                 talk = self._find(db, name, any_schema=True)
                 keys = [key for (key,) in db.execute("SELECT DISTINCT key FROM turn WHERE talk = ?", (talk,))]
+                self._delete(db, beginning(name))
                 db.execute("DELETE FROM talk WHERE id = ?", (talk,))
                 for key in keys:
                     if db.execute("SELECT 1 FROM turn WHERE key = ?", (key,)).fetchone() is None:
@@ -213,10 +224,10 @@ class SQLite(Cache):
 
 
 def _rank(db: sqlite3.Connection, keys: Iterable[str]) -> None:
-    """Note which of these snapshots now go last, so that eviction need not look at all."""
+    """Note which of these snapshots now go last (1) or never (2), so that eviction need not look at all."""
     for key in keys:
         last = any(is_kept(children, head) for children, head in db.execute(_TURNS_OF_KEY, (key,)))
-        db.execute("UPDATE snapshot SET last = keep OR ? WHERE key = ?", (last, key))
+        db.execute("UPDATE snapshot SET last = iif(keep, 2, ?) WHERE key = ?", (last, key))
 
 
 def _has_turn(db: sqlite3.Connection, talk: int, turn: str) -> bool:
