@@ -23,7 +23,7 @@ from rookery.server.prompt import Prompt, options, prompt, think_mode
 from rookery.server.service import Service, service
 from rookery.server.shapes import ChatRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
-from rookery.server.work import Ask, Work, system_fingerprint
+from rookery.server.work import Ask, Work, reply_tokens, system_fingerprint
 
 router = APIRouter()
 ROUTE = "/v1/chat/completions"
@@ -62,7 +62,7 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
         owner=owner,
         tokens=read.tokens,
         marks=read.marks,
-        max_tokens=reply_tokens(served, body.max_completion_tokens or body.max_tokens),
+        max_tokens=reply_tokens(served, body.max_completion_tokens or body.max_tokens, served.settings.default_tokens),
         sampling=body.sampling(_base(served, held is not None), tokenizer),
         seed=body.first_seed(),
         n=body.n or 1,
@@ -76,14 +76,6 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
 def _base(served: Service, held: bool) -> Any:
     """The sampling of what a request leaves out. Penalties would spoil a form that has to repeat its signs."""
     return replace(served.sampling, presence=0.0, frequency=0.0) if held else served.sampling
-
-
-def reply_tokens(served: Service, asked: int | None) -> int:
-    """How long a reply may be. 400 for more than the server allows."""
-    most = served.settings.max_tokens
-    if asked is not None and asked > most:
-        raise ApiError(400, f"max_tokens: {asked} are asked for; this server writes at most {most}", param="max_tokens")
-    return min(served.settings.default_tokens, most) if asked is None else asked
 
 
 class _Chat:
@@ -145,7 +137,8 @@ class _Chat:
                         yield self._chunk(choice, piece, counted, self._logprobs(choice))
                     if choice.reason:
                         left -= 1
-                        yield self._chunk(choice, {}, counted, last=not left)
+                        rest = self._logprobs(choice) if choice.unsaid else None
+                        yield self._chunk(choice, {}, counted, rest, last=not left)
         if counted:
             yield frame(self._event() | {"choices": [], "usage": self._usage()})
         yield DONE

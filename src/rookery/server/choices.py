@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rookery.engine import Ended, Score, Wrote
 from rookery.errors import TokenError
-from rookery.server.parts import Arguments, Call, Part, Parts, Thought, Words
+from rookery.server.parts import Arguments, Call, Part, Parts, Plain, Thought, Words
 from rookery.server.work import Work
 from rookery.tokenizer import Tokenizer
 
@@ -17,7 +18,7 @@ REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 class Choice:
     """One reply on its way. `parts`: how it is taken apart."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, parts: Parts) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, parts: Parts | Plain) -> None:
         self.index, self.reason = index, ""
         self.tokens: list[int] = []  # known when it has ended
         self._tokenizer, self._parts = tokenizer, parts
@@ -39,6 +40,11 @@ class Choice:
         if self._parts.calls and self.reason == "stop":
             self.reason = "tool_calls"
         return found
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether there are scores that no text took along."""
+        return bool(self._scores)
 
     def scores(self) -> list[Score]:
         """Those of the tokens since the last time."""
@@ -90,6 +96,43 @@ def _token(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     data = token_data(token, tokenizer)
     text = data.decode(getattr(tokenizer, "encoding", "utf-8"), "replace")
     return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+
+class Columns:
+    """Log-probabilities in the shape of completions: `tokens`, `token_logprobs`, `top_logprobs`, `text_offset`, one of
+    each a token. Add the tokens in their order; offsets are in characters.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._offset = tokenizer, 0
+        self._decoder = codecs.getincrementaldecoder(getattr(tokenizer, "encoding", "utf-8"))("replace")
+
+    def skip(self, tokens: Iterable[int]) -> None:
+        """These come before, unseen."""
+        for token in tokens:
+            self._offset += len(self._decoder.decode(token_data(token, self._tokenizer)))
+
+    def add(self, scores: Iterable[tuple[int, Score | None]]) -> dict[str, Any]:
+        """Tokens, and how likely each was where something stood before it."""
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token, score in scores:
+            pairs = (*score.top, (token, score.logprob)) if score else ()
+            found["tokens"].append(self._name(token))
+            found["token_logprobs"].append(score.logprob if score else None)
+            found["top_logprobs"].append({self._name(id): logprob for id, logprob in pairs} if score else None)
+            found["text_offset"].append(self._offset)
+            self.skip([token])
+        return found
+
+    def _name(self, token: int) -> str:
+        """As OpenAI's: the text, or where that is half a character its bytes."""
+        if token == self._tokenizer.end:
+            return "<|endoftext|>"
+        data = token_data(token, self._tokenizer)
+        try:
+            return data.decode(getattr(self._tokenizer, "encoding", "utf-8"))
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def token_data(token: int, tokenizer: Tokenizer) -> bytes:

@@ -157,6 +157,18 @@ class Parts:
         return []
 
 
+class Plain:
+    """All of it is words: the same methods for a text that is no reply."""
+
+    calls = 0
+
+    def push(self, text: str) -> list[Part]:
+        return [Words(text)] if text else []
+
+    def end(self) -> list[Part]:
+        return []
+
+
 class _Scan:
     """Finds where a JSON object ends."""
 

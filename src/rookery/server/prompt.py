@@ -9,9 +9,9 @@ from itertools import accumulate
 from typing import Any
 
 from rookery import chat
-from rookery.chat.roles import Roles
-from rookery.errors import TemplateError
+from rookery.errors import InputError, TemplateError
 from rookery.server.errors import ApiError
+from rookery.server.parts import THINK, THOUGHT
 from rookery.server.shapes import Thinking
 from rookery.server.tools import Offer
 from rookery.tokenizer import Tokenizer
@@ -52,18 +52,28 @@ def options(template: chat.Template, think: str | None, offer: Offer | None, lim
     """What `template` is to be rendered with, so that the opening of the reply suits what must follow it. 400 for a
     reply that would have to think and to follow a grammar from its first word on.
     """
-    thinks = isinstance(template, Roles) and bool(template.think)
-    if think == "fake" and isinstance(template, Roles) and not thinks:
+    thinks = _thinks(template)
+    if think == "fake" and not thinks:
         think = None  # it never thinks
     if not (offer or limited):
         return {"think": think, "tools": ()}
-    if think not in (None, "off", "fake"):
+    mode = None if not thinks or (offer and offer.must) else "off"
+    made: dict[str, Any] = {"think": mode, "tools": offer.tools if offer else ()}
+    begun = template.begun(**made)
+    if think not in (None, "off", "fake") or (THINK in begun and THOUGHT not in begun):
         raise ApiError(
             400, "a reply that is held to a schema, a grammar or tools does not think; ask for reasoning_effort none",
             code="unsupported", param="reasoning_effort",
         )  # fmt: skip
-    mode = "off" if thinks else None
-    return {"think": None if offer and offer.must else mode, "tools": offer.tools if offer else ()}
+    return made
+
+
+def _thinks(template: chat.Template) -> bool:
+    try:
+        template.begun(think="off")
+    except InputError:
+        return False
+    return True
 
 
 def prompt(

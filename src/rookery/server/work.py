@@ -179,6 +179,14 @@ class Work:
         return [float(x) for x in np.sqrt((layers**2).mean(axis=1))]
 
 
+def reply_tokens(served: Service, asked: int | None, default: int) -> int:
+    """How long a reply may be. 400 for more than the server allows."""
+    most = served.settings.max_tokens
+    if asked is not None and asked > most:
+        raise ApiError(400, f"max_tokens: {asked} are asked for; this server writes at most {most}", param="max_tokens")
+    return min(default, most) if asked is None else asked
+
+
 def system_fingerprint(model: Model) -> str:
     """What decides the answers besides the request: the weights, and how they are computed."""
     return f"fp_{sha256(f'{model.weights.fingerprint} {model.arithmetic}'.encode()).hexdigest()[:12]}"
