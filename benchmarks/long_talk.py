@@ -26,6 +26,7 @@ from serving import free_port, resident, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "And then?"
+TITLES = ("turn 1", "turn 2, warm", "restarted, first", "then", "tokens read")
 
 
 @contextlib.contextmanager
@@ -86,18 +87,12 @@ def main() -> None:
                 ask(client, QUESTION)
                 turns = [ask(client, QUESTION, rows[tokens]["first"]["id"]) for _ in range(o.repeats)]
                 rows[tokens] |= {"cold": turns[0], "restarted": turns[1:]}
-    print(
-        f"{'tokens':>9}{'turn 1':>12}{'turn 2 warm':>14}{'restarted: first':>18}{'then':>9}{'tokens read':>13}  (TTFT, ms)"
-    )
+    print("TTFT, ms; tokens" + "".join(f"{title:>18}" for title in TITLES))
     for row in rows.values():
+        times = [row["first"]["ttft"], median(row["warm"]), row["cold"]["ttft"], median(row["restarted"])]
         last = row["warm"][-1]
-        cells = [row["first"]["ttft"], median(row["warm"]), row["cold"]["ttft"], median(row["restarted"])]
-        widths = (12, 14, 18, 9)
-        print(
-            f"{row['first']['input']:>9,}" + "".join(f"{1e3 * c:>{w}.1f}" for c, w in zip(cells, widths, strict=True)),
-            end="",
-        )
-        print(f"{last['input'] - last['cached']:>13,}")
+        cells = [*(f"{1e3 * seconds:.1f}" for seconds in times), f"{last['input'] - last['cached']:,}"]
+        print(f"{row['first']['input']:>16,}" + "".join(f"{cell:>18}" for cell in cells))
     if o.json:
         o.json.write_text(json.dumps({"arguments": sys.argv[1:], "rows": rows}, indent=1) + "\n")
 
