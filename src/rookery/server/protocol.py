@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rookery.server.errors import ApiError, body
 
-LINGER = 2.0  # seconds in which a refused client may still send before it is cut off
+LINGER, SPARE = 2.0, 1 << 20  # seconds and bytes for which a refused client may still send before it is cut off
 STATUS = {400: "malformed HTTP", 431: "the headers are too large"}
 
 
@@ -33,7 +33,8 @@ class Protocol(H11Protocol):
     most, patience = 1024, 10.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
+        self._lingering = Lingering(transport, self)
+        super().connection_made(cast(asyncio.Transport, self._lingering))
         self._headers_due: asyncio.TimerHandle | None = None
         if len(self.connections) > self.most:
             self._refuse(ApiError(503, "too many connections", headers={"Retry-After": "2"}))
@@ -46,6 +47,7 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            self._lingering.discard(len(data))
             return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
@@ -98,7 +100,7 @@ class Lingering:
     """
 
     def __init__(self, transport: asyncio.Transport, owner: Protocol) -> None:
-        self._transport, self._owner, self._ending = transport, owner, False
+        self._transport, self._owner, self._ending, self._left = transport, owner, False, SPARE
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -115,4 +117,10 @@ class Lingering:
             self._transport.resume_reading()
             asyncio.get_running_loop().call_later(LINGER, self._transport.close)
         else:
+            self._transport.close()
+
+    def discard(self, count: int) -> None:
+        """So many bytes more were sent in vain."""
+        self._left -= count
+        if self._left < 0:
             self._transport.close()

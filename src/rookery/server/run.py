@@ -7,34 +7,47 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from rookery.errors import InputError, NoPermission, RookeryError
+from rookery.errors import InputError, NoPermission
 from rookery.model import Model
 from rookery.server import keys as key_files
 from rookery.server.app import make
+from rookery.server.keys import Keys
 from rookery.server.protocol import protocol
 from rookery.server.service import Life, Service, build
 from rookery.server.settings import Settings
 
-LEVELS = ("debug", "info", "warning", "error")
+HEADERS = 64 << 10  # bytes of a request line and its headers
 Say = Callable[[str], None]
 
 
 class Server(uvicorn.Server):
     """One that ends with exit code 0 when it is told to, and at once when it is told twice."""
 
-    def __init__(self, config: uvicorn.Config, life: Life) -> None:
-        super().__init__(config)
-        self.life = life
-        self.error: BaseException | None = None
+    def __init__(self, life: Life, load: Callable[[], Service], listener: socket.socket) -> None:
+        super().__init__(_config(life.settings, make(life, load, self.fail)))
+        self.life, self.url, self._listener = life, address(listener), listener
+        self._error: BaseException | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until it is told to end. Raises what prevented it from being ready."""
+        with self._listener:
+            super().run([self._listener])
+        if self._error is not None:
+            raise self._error
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -45,35 +58,21 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)  # the store stands a kill -9, so also this
+        self.end()
+
+    def end(self) -> None:
+        """Let what is in flight finish, and take nothing new."""
         self.life.drain()
         self.should_exit = True
 
     def fail(self, error: BaseException) -> None:
         """The model or the store cannot be had."""
-        self.error, self.should_exit = error, True
+        self._error, self.should_exit = error, True
 
 
-def serve(settings: Settings, load: Callable[[], Model], say: Say) -> None:
-    """Serve until told to end. `say` gets lines for the terminal. Raises RookeryError for a wrong start."""
-    known = key_files.load(settings.api_key_file, say) if settings.api_key_file else None
-    with listen(settings) as listener:
-        address = _address(listener)
-        life = Life(settings, known, lambda made: say(f"serving {made.name} at {address}"))
-
-        def loaded() -> Service:
-            return build(settings, load(), life.keys, life.metrics)
-
-        server = Server(_config(settings, life, loaded, lambda error: server.fail(error)), life)
-        server.run([listener])
-    if server.error is not None:
-        raise server.error
-
-
-def _config(
-    settings: Settings, life: Life, load: Callable[[], Service], failed: Callable[[BaseException], None]
-) -> uvicorn.Config:
+def _config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        make(life, load, failed),
+        app,
         http=protocol(settings.connections, settings.header_seconds),
         ws="none",
         lifespan="on",
@@ -83,11 +82,24 @@ def _config(
         proxy_headers=False,
         timeout_keep_alive=int(settings.keep_alive_seconds),
         timeout_graceful_shutdown=int(settings.drain_seconds),
-        h11_max_incomplete_event_size=64 << 10,
+        h11_max_incomplete_event_size=HEADERS,
     )
 
 
-def listen(settings: Settings) -> socket.socket:
+def serve(settings: Settings, load: Callable[[], Model], say: Say) -> None:
+    """Serve until told to end. `say` gets lines for the terminal. Raises RookeryError for a wrong start."""
+    listen(settings, load, say).run()
+
+
+def listen(settings: Settings, load: Callable[[], Model], say: Say) -> Server:
+    """A server that listens and answers nothing yet. Raises FileError and InputError."""
+    keys = key_files.load(settings.api_key_file, say) if settings.api_key_file else Keys()
+    listener = bind(settings)
+    life = Life(settings, keys, lambda made: say(f"serving {made.name} at {address(listener)}"))
+    return Server(life, lambda: build(settings, load(), life.keys, life.metrics), listener)
+
+
+def bind(settings: Settings) -> socket.socket:
     """The bound socket. Raises InputError, NoPermission."""
     host, port = settings.host.strip("[]"), settings.port
     where = f"{settings.host}:{port}"
@@ -110,7 +122,7 @@ def listen(settings: Settings) -> socket.socket:
     return made
 
 
-def _address(listener: socket.socket) -> str:
+def address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -127,6 +139,3 @@ def log_to_stderr(level: str) -> None:
     theirs.addHandler(handler)
     theirs.setLevel("DEBUG" if level == "debug" else "CRITICAL")
     theirs.propagate = False
-
-
-__all__ = ["LEVELS", "RookeryError", "Server", "listen", "log_to_stderr", "serve"]
