@@ -6,11 +6,13 @@ import threading
 
 import numpy as np
 import pytest
-from loads import BACKENDS, SAMPLINGS, VERSIONS, Ask, asks, drive, gosling, tiny
+from loads import BACKENDS, FIXTURES, SAMPLINGS, VERSIONS, Ask, asks, drive, gosling, tiny
 
+import rookery
 from rookery.chat.grammar import constraint
 from rookery.engine import Busy, Cancelled, Ended, Engine, Failed, Marked, Read, Scored, Sequence, Start, Wrote
 from rookery.errors import BackendError, InputError
+from tolerances import STATE_FLOAT64
 
 
 def run(engine: Engine, *load: Ask) -> None:
@@ -38,6 +40,19 @@ def test_a_mixed_batch_is_each_alone(version: str, backend: str) -> None:
             assert point[1].flat.tobytes() == expected[1].flat.tobytes()
             assert point[0].tobytes() == expected[0].tobytes()
     assert engine.stats()["places"] == engine.stats()["running"] == 0
+
+
+@pytest.mark.parametrize("version", ["v4", "v5.2", "v6", "v7"])
+def test_torch_is_each_alone_within_tolerance(version: str) -> None:
+    pytest.importorskip("torch")
+    model = rookery.load(FIXTURES / f"{version}.safetensors", backend="torch", dtype="float64", tokenizer="bytes")
+    load = [Ask(model, ask.prompt, ask.tokens, ask.n) for ask in asks(model, 5)]  # greedy
+    run(Engine(model, prefill_rows=13), *load)
+    for ask in load:
+        alone, point = ask.alone(), ask.ended().point
+        assert ask.drafts[0].tokens == alone.tokens
+        assert point is not None
+        assert point[1].delta(alone.state) < STATE_FLOAT64
 
 
 def test_stop_texts_cut_and_the_state_is_the_one_before_them() -> None:
