@@ -18,7 +18,7 @@ from rookery.server.door import Door
 from rookery.server.guard import Guard
 from rookery.server.service import Life, Service
 
-ROUTES = ["chat", "completions", "health", "page"]  # modules beside this one, each with a `router`
+ROUTES = ["chat", "completions", "embeddings", "health", "models", "page", "tokens"]  # modules beside this one, each with a `router`
 
 Load = Callable[[], Service]
 

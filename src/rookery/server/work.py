@@ -63,9 +63,9 @@ class Work:
                 for event in batch:
                     self._note(event)
                     if isinstance(event, Failed):
-                        raise _gone() if isinstance(event.error, Cancelled) else event.error
+                        raise gone() if isinstance(event.error, Cancelled) else event.error
                     if isinstance(event, Ended) and event.draft and event.draft.stop_reason == "cancelled":
-                        raise _gone()
+                        raise gone()
                     if isinstance(event, Scored | Wrote | Ended):
                         told.append(event)
                 if told:
@@ -192,5 +192,5 @@ def system_fingerprint(model: Model) -> str:
     return f"fp_{sha256(f'{model.weights.fingerprint} {model.arithmetic}'.encode()).hexdigest()[:12]}"
 
 
-def _gone() -> ApiError:
+def gone() -> ApiError:
     return ApiError(503, "the server is going down", headers={"Retry-After": "5"})

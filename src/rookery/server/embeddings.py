@@ -1,0 +1,164 @@
+"""/v1/embeddings: a text as a vector of length one.
+
+pooling "mean" (the default): the mean over the tokens of what the last layer gives, C numbers.
+pooling "state": what the model remembers rather than what it thinks: of every layer's WKV state the mean over the keys
+(v4: numerator by denominator), layers * C numbers.
+RWKV reads from left to right and was not trained for this: good for likeness of texts, not for a search in millions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from rookery import engine
+from rookery.engine import Cancelled, Ended, Failed, Start
+from rookery.server import feed
+from rookery.server.errors import ERRORS, ApiError
+from rookery.server.keys import Caller, needs
+from rookery.server.prompt import check_length
+from rookery.server.service import Service, service
+from rookery.server.shapes import Name, Shape, Text, Tokens
+from rookery.server.sse import while_connected
+from rookery.server.work import gone
+from rookery.state import Array, State
+
+router = APIRouter()
+MOST = 1024  # texts of one request
+
+
+class EmbeddingRequest(Shape):
+    """`dimensions` is refused: a vector cut short would mean something else. `pooling` is an extension."""
+
+    model: Name | None = None
+    input: Text | Tokens | Annotated[list[Text | Tokens], Field(max_length=MOST)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1, lt=2**31)
+    pooling: Literal["mean", "state"] | None = None
+    user: Name | None = None
+
+
+class Embedding(BaseModel):
+    """`embedding`: numbers, or their bytes as little-endian float32 in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+@router.post("/v1/embeddings", responses={**ERRORS, 200: {"model": Embeddings}}, response_model=None)
+@router.post("/embeddings", include_in_schema=False, response_model=None)
+async def embeddings(
+    body: EmbeddingRequest, request: Request, caller: Annotated[Caller, Depends(needs("chat"))]
+) -> JSONResponse:
+    """A vector for each text."""
+    served = service(request)
+    served.check_model(body.model)
+    if body.dimensions is not None:
+        raise ApiError(400, "dimensions: the vectors have one length here; leave it out", param="dimensions")
+    texts = await run_in_threadpool(_texts, served, body.input)
+    vectors = await while_connected(request, _vectors(served, texts, caller.owner, body.pooling or "mean"))
+    count = sum(map(len, texts))
+    data = [
+        {"object": "embedding", "index": n, "embedding": _written(vector, body.encoding_format)}
+        for n, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+
+def _texts(served: Service, given: Any) -> list[list[int]]:
+    """Each text's tokens. An empty one is the beginning of a text."""
+    model = served.model
+    one = isinstance(given, str) or (bool(given) and all(isinstance(each, int) for each in given))
+    found = []
+    for each in [given] if one else given:
+        tokens = model.tokenizer.encode(each) if isinstance(each, str) else list(each)
+        if each == "" and model.tokenizer.end is not None:
+            tokens = [model.tokenizer.end]
+        if not tokens:
+            raise ApiError(400, "input: nothing to read; give a text or token ids", param="input")
+        if max(tokens) >= model.config.n_vocab:
+            raise ApiError(400, f"input: {max(tokens)} is no token; there are {model.config.n_vocab}", param="input")
+        check_length(tokens, served.settings.max_prompt_tokens)
+        found.append(tokens)
+    if not found:
+        raise ApiError(400, "input: wanted at least one text", param="input")
+    return found
+
+
+async def _vectors(served: Service, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:
+    gate = asyncio.Semaphore(served.settings.max_batch)
+
+    async def one(tokens: list[int]) -> Array:
+        async with gate:
+            return await _vector(served, tokens, owner, pooling)
+
+    tasks = [asyncio.create_task(one(tokens)) for tokens in texts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _vector(served: Service, tokens: list[int], owner: str, pooling: str) -> Array:
+    """[C], or [layers * C] for "state"; its length is one."""
+    model = served.model
+
+    def start() -> Start:
+        return Start(state=model.state(), prompt=tokens)
+
+    async with feed.open(
+        served, lambda listen: engine.Sequence(start, listen, owner=owner, hidden=pooling == "mean")
+    ) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise gone() if isinstance(event.error, Cancelled) else event.error
+            if isinstance(event, Ended):
+                served.metrics.prompt(len(tokens), 0)
+                if event.hidden is not None:
+                    return _unit(event.hidden)
+                assert event.point is not None
+                return _unit(remembered(event.point[1]))
+    raise gone()
+
+
+def remembered(state: State) -> Array:
+    """[layers * C]: see the module's words on "state"."""
+    found = []
+    for n in range(state.config.n_layer):
+        wkv = state.layer(n).wkv.astype(np.float64)  # [H, N_key, N_value]; v4: [3, C]
+        v4 = wkv.ndim == 2
+        found.append(wkv[0] / np.maximum(wkv[1], 1e-30) if v4 else wkv.mean(axis=1).ravel())
+    return np.concatenate(found)
+
+
+def _unit(vector: Array) -> Array:
+    wide = vector.astype(np.float64)
+    length = float(np.linalg.norm(wide))
+    return (wide / length if length else wide).astype("<f4")
+
+
+def _written(vector: Array, form: str | None) -> list[float] | str:
+    return base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector.tolist()
