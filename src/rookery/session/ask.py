@@ -30,6 +30,7 @@ class Writer:
     def __init__(self, tree: Tree, template: chat.Template, options: Mapping[str, Any]) -> None:
         self._tree, self._template, self._options = tree, template, options
         self._tokenizer = tree.model.tokenizer
+        self._tools = json.loads(tree.talk.settings)["tools"]  # of turns that did not note theirs
 
     def ask(self, at: str | None, messages: Sequence[chat.Message], new: int) -> Asked:
         """`messages`: the talk up to turn `at`, and `new` ones, what is said."""
@@ -88,10 +89,12 @@ class Writer:
         return tuple(span for span in found if span.begin < span.end)
 
     def _follow(self, at: str, messages: Sequence[chat.Message]) -> str | None:
-        """What comes after the last reply, unless that was asked for in another think mode. Blanks around it do not
-        matter: the template would write it without, but it is what the model wrote.
+        """What comes after the last reply, unless that was asked for in another think mode or with other tools. Blanks
+        around it do not matter: the template would write it without, but it is what the model wrote.
         """
-        if json.loads(self._tree.nodes[at].sampling)["think"] != self._options["think"]:
+        record = json.loads(self._tree.nodes[at].sampling)
+        tools = record.get("tools", self._tools)
+        if (record["think"], tools) != (self._options["think"], self._options["tools"]):
             return None
         *before, reply, asked = messages
         written = reply["content"]

@@ -20,7 +20,7 @@ from rookery import store as stores
 from rookery import tokenizer as tokenizers
 from rookery.formats import Tensor
 from rookery.model import Model
-from rookery.session.tree import Place, Point, Tree
+from rookery.session.tree import INITIAL, Place, Point, Tree
 from rookery.state import State
 from rookery.store import Node, Snapshot, Store, Talk
 from rookery.store.node import check_name
@@ -43,7 +43,7 @@ def write(path: str | os.PathLike[str], tree: Tree, heads: dict[str, str | None]
         prefix = tree.prefix(Place(heads[head]))
         text["key"] = prefix.key
         parts["snapshot"] = tree.snapshot(point, prefix.count).encode()
-    if "initial" in json.loads(tree.talk.settings):
+    if INITIAL in json.loads(tree.talk.settings):
         parts["initial"] = tree.snapshot(Point(None, tree.initial), 0).encode()
     parts["talk"] = json.dumps(text).encode()
     tensors = {name: Tensor.of(np.frombuffer(data, np.uint8)) for name, data in parts.items()}
@@ -69,6 +69,7 @@ def read(
     check(talk, model, os.fspath(path), allow_lineage)
     initial = _initial(path, opened, talk, model)
     tree = Tree(model, store, _made(talk, store), initial)
+    tree.keep_initial()
     tree.nodes = {node.id: node for node in nodes}
     with store.together():
         for node in nodes:
@@ -122,7 +123,7 @@ def _checked(path: Any, opened: formats.File) -> tuple[Talk, list[Node], dict[st
 
 def _initial(path: Any, opened: formats.File, talk: Talk, model: Model) -> State:
     """The state before the first token."""
-    start, wanted = model.state(), json.loads(talk.settings).get("initial")
+    start, wanted = model.state(), json.loads(talk.settings).get(INITIAL)
     if wanted is None:
         return start
     if (found := _snapshot(opened, "initial")) is None or found.flat.shape != start.flat.shape:

@@ -24,11 +24,13 @@ class Head:
         self.tree.nodes[node.id] = node
         self.at = node.id
         self._unsaved.append(node)
+        self.tree.unsaved.add(node.id)
 
     def keep(self) -> None:
         """Bring to the store what it has not yet. Where another process has moved the head, go on under a new name."""
         store, talk = self.tree.store, self.tree.talk.name
         if not self.created:
+            self.tree.keep_initial()
             store.create(self.tree.talk)
             self.created = True
             if self.name != stores.MAIN:
@@ -36,6 +38,7 @@ class Head:
         while self._unsaved:
             node = self._unsaved[0]
             self._placed(node.id, store.add(talk, node, self.name, self._stored))
+            self.tree.unsaved.discard(node.id)
             self._unsaved.pop(0)
         if self._stored != self.at:
             self._placed(self.at, store.move(talk, self.name, self._stored, self.at))

@@ -42,7 +42,7 @@ class Request:
     messages: tuple[tuple[str, str], ...]  # role and content of each that is said
     asked: Callable[[], Asked]
     template: Template
-    think: str | None
+    options: Mapping[str, Any]  # of the template: think, tools
     max_tokens: int
     sampling: Sampling
     sampler: Mapping[str, Any]  # its state before
@@ -265,7 +265,7 @@ def _record(request: Request, asked: int, sampler: Sampler) -> str:
         | {
             "settings": settings | {"logit_bias": bias},
             "asked": asked,
-            "think": request.think,
+            **request.options,
             "before": dict(request.sampler),
             "after": sampler.state(),
             "limits": dict(request.limits),

@@ -14,14 +14,14 @@ from uuid import uuid4
 
 from rookery import chat
 from rookery import store as stores
-from rookery.errors import FileError, InputError, NoSuchTalk, StateError, StoreError
+from rookery.errors import FileError, InputError, NoSuchTalk, StoreError
 from rookery.model import Model, whole
 from rookery.sampling import Sampling
 from rookery.session import file, settings
 from rookery.session.ask import Writer
 from rookery.session.head import Head
 from rookery.session.reply import Asked, Reply, Request
-from rookery.session.tree import Place, Point, Tree, header
+from rookery.session.tree import INITIAL, Place, Point, Tree, header, initial
 from rookery.session.turns import Turn, drawn, message, said, turn
 from rookery.state import State
 from rookery.store import Node, Span, Store
@@ -41,6 +41,7 @@ class Session:
     system: a text that stands before the talk. think, tools: as the template understands them.
     name: of the talk in its store, `head`: of the place in it; made up when None.
     state: the state before the first token; None: the model's. owner: whose it is, who shares no state with others.
+    title: what a list of talks says of it.
 
     Every turn is in the store when its reply ends. Raises InputError, TemplateError, StoreError and FileError.
     """
@@ -60,18 +61,19 @@ class Session:
         head: str = stores.MAIN,
         state: State | None = None,
         owner: str = "",
+        title: str = "",
     ) -> None:
         check_name(head, "branch")
-        noted = settings.noted(template, system, think, tools, model.sampler(sampling, seed).seed, owner)
+        noted = settings.noted(template, system, think, tools, model.sampler(sampling, seed).seed, owner, title)
         if state is not None:
             model.check(state)
-            noted["initial"] = sha256(state.flat.tobytes()).hexdigest()
+            noted[INITIAL] = sha256(state.flat.tobytes()).hexdigest()
         kept = stores.open(store)
         if name is not None and _taken(kept, check_name(name)):
             raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
         name = _fresh_name() if name is None else name
         talk = header(model, name, json.dumps(noted), time.time(), stores.SCHEMA)
-        tree = Tree(model, kept, talk, _start(model, state))
+        tree = Tree(model, kept, talk, model.state() if state is None else state.copy())
         self._set(Head(tree, head, None, created=False), template, sampling)
 
     def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> None:
@@ -81,8 +83,30 @@ class Session:
         self.settings: dict[str, Any] = json.loads(head.tree.talk.settings)
         noted = self.settings["template"]
         self.template = settings.template(noted, head.tree) if template is None else chat.load(template)
-        self.think: str | None = self._record(head.at)["think"] if head.at else self.settings["think"]
+        last = self._record(head.at) if head.at else {}
+        self.think: str | None = last.get("think", self.settings["think"])
+        self.tools: list[Any] = last.get("tools", self.settings["tools"])
         self._reply: Reply | None = None
+
+    @classmethod
+    def _of(cls, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> Session:
+        session = object.__new__(cls)
+        session._set(head, template, sampling)
+        return session
+
+    @classmethod
+    def at_turn(
+        cls,
+        tree: Tree,
+        at: str | None,
+        head: str,
+        template: chat.Template | None = None,
+        sampling: Sampling | None = None,
+    ) -> Session:
+        """Stand at a turn of a talk that is in its store. What is said there moves `head`, if it stands there then;
+        else it gets a head of its own.
+        """
+        return cls._of(Head(tree, head, at), template, sampling)
 
     # going on
 
@@ -110,7 +134,7 @@ class Session:
         at = self.at
         limits = {k: v for k, v in (("schema", schema), ("regex", regex), ("grammar", grammar)) if v is not None}
         messages = said(what, role)
-        options = {"think": self.think, "tools": self.settings["tools"]}
+        options: dict[str, Any] = {"think": self.think, "tools": settings.listed(self.tools)}
         writer = Writer(self._tree, self.template, options)
         before = self._sampler_state(at) | {"penalties": []}
         if seed is not None:
@@ -120,7 +144,7 @@ class Session:
             messages=messages,
             asked=lambda: writer.ask(at, [*self._messages(at), *(message(*pair) for pair in messages)], len(messages)),
             template=self.template,
-            think=self.think,
+            options=options,
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=before,
@@ -149,7 +173,7 @@ class Session:
             messages=node.messages[:-1],
             asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], spans),
             template=self.template,
-            think=record["think"],
+            options={"think": record["think"], "tools": record.get("tools", self.settings["tools"])},
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
             sampler=record["after"],
@@ -290,9 +314,8 @@ class Session:
             raise InputError(f"this talk has a branch {name!r} already; choose another name")
         else:
             self._tree.store.move(self.name, name, None, at)
-        new = object.__new__(Session)
-        new._set(head, self.template, self.sampling)
-        new.think = self.think
+        new = self._of(head, self.template, self.sampling)
+        new.think, new.tools = self.think, self.tools
         return new
 
     # keeping it
@@ -321,14 +344,9 @@ class Session:
         if head not in heads:
             raise NoSuchTalk(f"the talk {name!r} has no branch {head!r}; it has {', '.join(sorted(heads))}")
         file.check(talk, model, f"talk {name!r}", allow_lineage)
-        digest = json.loads(talk.settings).get("initial")
-        if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
-            raise StateError(f"the talk {name!r} began with another state; give that one: state=")
-        tree = Tree(model, kept, talk, _start(model, state))
+        tree = Tree(model, kept, talk, initial(model, kept, talk, state))
         tree.refresh()
-        session = object.__new__(cls)
-        session._set(Head(tree, head, heads[head]), template, sampling)
-        return session
+        return cls._of(Head(tree, head, heads[head]), template, sampling)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the talk with all its branches and the state it stands at to one file, whole or not at all."""
@@ -358,9 +376,7 @@ class Session:
         """
         kept = stores.open(store)
         tree, heads, head = file.read(path, model, kept, allow_lineage)
-        session = object.__new__(cls)
-        session._set(Head(tree, head, heads[head]), template, sampling)
-        return session
+        return cls._of(Head(tree, head, heads[head]), template, sampling)
 
     def _messages(self, at: str | None) -> list[chat.Message]:
         system = [("system", self.system)] if self.system else []
@@ -381,11 +397,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.name!r}, {len(self._tree.path(self._head.at))} turns, {self.model!r})"
-
-
-def _start(model: Model, state: State | None) -> State:
-    """A state before the first token that nobody else changes."""
-    return model.state() if state is None else state.copy()
 
 
 def _taken(store: Store, name: str) -> bool:

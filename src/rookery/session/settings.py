@@ -26,6 +26,7 @@ def noted(
     tools: Sequence[Any],
     seed: int,
     owner: str,
+    title: str,
 ) -> dict[str, Any]:
     """What a new talk notes. Raises InputError."""
     return {
@@ -35,6 +36,7 @@ def noted(
         "tools": listed(tools),
         "seed": seed,
         "owner": text("owner", owner) or "",
+        "title": text("title", title) or "",
     }
 
 

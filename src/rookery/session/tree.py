@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
 from rookery import tokenizer as tokenizers
+from rookery.errors import StateError
 from rookery.model import Model
 from rookery.state import State
-from rookery.store import Node, Prefix, Snapshot, Store, Talk, root
+from rookery.store import Node, Prefix, Snapshot, Store, Talk, beginning, root
 from rookery.stream import Array, Progress
 
 GRID = 8192  # tokens from one snapshot inside a long text to the next
 LIVE = 4  # states held at hand besides the store's: one for each of some heads
+INITIAL = "initial"  # in a talk's settings: the digest of a state of its own that it began with
 
 
 class Point(NamedTuple):
@@ -35,6 +38,32 @@ class Place(NamedTuple):
 
     id: str | None
     kept: int | None = None
+
+
+class Live:
+    """The states last used, so many of them. Trees of one model may share it, and threads."""
+
+    def __init__(self, limit: int = LIVE) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._points: OrderedDict[Place, Point] = OrderedDict()
+
+    def get(self, place: Place) -> Point | None:
+        with self._lock:
+            if place in self._points:
+                self._points.move_to_end(place)
+            return self._points.get(place)
+
+    def hold(self, place: Place, point: Point) -> None:
+        with self._lock:
+            self._points[place] = point
+            self._points.move_to_end(place)
+            while len(self._points) > self.limit:
+                self._points.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._points.clear()
 
 
 class Reading(NamedTuple):
@@ -63,15 +92,16 @@ class Tree:
     Threads may share it. Talks of two owners never share a state.
     """
 
-    def __init__(self, model: Model, store: Store, talk: Talk, initial: State) -> None:
+    def __init__(self, model: Model, store: Store, talk: Talk, initial: State, live: Live | None = None) -> None:
         self.model, self.store, self.talk, self.initial = model, store, talk, initial
         self.nodes: dict[str, Node] = {}
+        self.unsaved: set[str] = set()  # of these, those that the store does not have
         start = sha256(initial.flat.tobytes()).hexdigest()
         arithmetic = model.arithmetic + (", states in float16" if store.half else "")
         self.owner: str = json.loads(talk.settings).get("owner", "")
         self._start = Prefix.start(root(model.weights.fingerprint, talk.tokenizer, start, arithmetic, self.owner))
         self._prefixes: dict[Place, Prefix] = {}
-        self._live: dict[Place, Point] = {}
+        self._live = Live() if live is None else live
         self._lock = threading.RLock()
         self.read_tokens = 0  # computed so far, all turns together
 
@@ -198,11 +228,14 @@ class Tree:
 
     def hold(self, place: Place, point: Point) -> None:
         """Keep the state at a place at hand."""
-        with self._lock:
-            self._live.pop(place, None)
-            self._live[place] = point
-            while len(self._live) > LIVE:
-                del self._live[next(iter(self._live))]
+        self._live.hold(place, point)
+
+    def keep_initial(self) -> None:
+        """Have the store keep the state that the talk began with, if it is one of its own. Raises StoreError,
+        CannotWrite.
+        """
+        if INITIAL in json.loads(self.talk.settings):
+            self.store.put(beginning(self.talk.name), self.snapshot(Point(None, self.initial), 0), keep=True)
 
     def put(self, prefix: Prefix, point: Point) -> None:
         """Give the store a state to keep for as long as it has room."""
@@ -241,6 +274,18 @@ def _flat(point: Point, at: int, parts: Sequence[_Part]) -> Reading:
             reading.turns.append((begin + total, part.place))
         at = 0
     return reading
+
+
+def initial(model: Model, store: Store, talk: Talk, state: State | None = None) -> State:
+    """The state before the first token of a stored talk: the model's, or the one that it began with, which the store
+    kept, or which is given. Raises StateError.
+    """
+    digest = json.loads(talk.settings).get(INITIAL)
+    if state is None and digest is not None and (found := store.get(beginning(talk.name))) is not None:
+        state = State(model.config, found.flat, model.weights)
+    if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
+        raise StateError(f"the talk {talk.name!r} began with another state; give that one: state=")
+    return model.state() if state is None else state.copy()
 
 
 def header(model: Model, name: str, settings: str, created: float, schema: int) -> Talk:
