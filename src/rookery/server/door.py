@@ -10,7 +10,7 @@ import json
 import re
 from ipaddress import ip_address
 from typing import Any, Never
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -59,6 +59,8 @@ class Door:
         headers, limits = Headers(scope=scope), self._settings
         if len(scope["headers"]) > limits.max_headers:
             raise ApiError(431, f"more than {limits.max_headers} headers", headers=CLOSE)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise ApiError(431, f"headers of more than {limits.header_bytes} bytes", headers=CLOSE)
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > limits.target_bytes:
             raise ApiError(414, f"an address of more than {limits.target_bytes} bytes", headers=CLOSE)
         if self._life.keys.open:
@@ -106,8 +108,10 @@ class Door:
 
 def check_host(headers: Headers, settings: Settings) -> None:
     """Where no key is asked for, a name must not have been made to point at this machine (DNS rebinding)."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    if not settings.loopback or host in ("", "localhost", settings.host) or host.endswith(".localhost") or _is_ip(host):
+    if "host" not in headers:
+        return  # no browser
+    host = _split(f"//{headers['host']}").hostname or ""
+    if not settings.loopback or host in ("localhost", settings.host) or host.endswith(".localhost") or _is_ip(host):
         return
     message = f"this server is for {settings.host} and asks for no key, so the host {host[:100]!r} is refused"
     raise ApiError(403, f"{message}; start it with --api-key-file to serve under other names", code="host_not_allowed")
@@ -116,9 +120,17 @@ def check_host(headers: Headers, settings: Settings) -> None:
 def check_origin(headers: Headers, allowed: tuple[str, ...]) -> None:
     """Where no key is asked for, a page of another site must not use the server behind its reader's back."""
     origin = headers.get("origin")
-    if origin is None or origin in allowed or urlsplit(origin).netloc == headers.get("host", ""):
+    if origin is None or origin in allowed or _split(origin).netloc == headers.get("host"):
         return
     raise ApiError(403, f"pages of {origin[:100]!r} may not call; allow them with --cors", code="origin_not_allowed")
+
+
+def _split(address: str) -> SplitResult:
+    """Its parts; of what is no address none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_ip(host: str) -> bool:

@@ -7,6 +7,7 @@ says nothing of its cause but the request's id.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,3 +136,9 @@ def install(app: FastAPI) -> None:
     """Answer errors of the routes so."""
     for kind in (ApiError, RequestValidationError, HTTPException, errors.RookeryError):
         app.add_exception_handler(kind, _answer)
+
+
+def places(error: Exception) -> str:
+    """The places of a fault, without its message: that may hold a user's words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "\n".join(f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rookery.server.errors import answer
+from rookery.server.errors import answer, places
 from rookery.server.metrics import Metrics
 
 GONE = 499  # in log and metrics: the client went away before its answer
@@ -49,7 +48,7 @@ class Guard:
         except ClientDisconnect:
             status = GONE
         except Exception as error:
-            log.error("%s failed: %s\n%s", name, type(error).__name__, _where(error))
+            log.error("%s failed: %s\n%s", name, type(error).__name__, places(error))
             if status:
                 raise  # in the middle of an answer: only a broken connection can say so
             await answer(error)(scope, receive, send_with_id)
@@ -70,8 +69,3 @@ def request_id(scope: Scope) -> str:
     """The id that the client gave, if it is one, else a new one."""
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-
-
-def _where(error: Exception) -> str:
-    """The places of a fault, without its message: that may hold a user's words."""
-    return "".join(traceback.format_tb(error.__traceback__)).rstrip()

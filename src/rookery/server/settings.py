@@ -45,6 +45,7 @@ class Settings:
     body_seconds: float = 30.0
     json_depth: int = 64
     max_headers: int = 100
+    header_bytes: int = 32 << 10
     target_bytes: int = 8192  # path and query
     # one connection
     connections: int = 1024

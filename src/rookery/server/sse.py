@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rookery.server.errors import ApiError, as_api, body
+from rookery.server.errors import ApiError, as_api, body, places
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -131,7 +131,7 @@ class EventStream(Response):
     @staticmethod
     def _last_words(error: Exception) -> bytes:
         if as_api(error) is None:
-            log.error("a stream failed", exc_info=error)
+            log.error("a stream failed: %s\n%s", type(error).__name__, places(error))
         return frame(body(error))
 
 
