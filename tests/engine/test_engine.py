@@ -9,6 +9,7 @@ import pytest
 from loads import BACKENDS, FIXTURES, SAMPLINGS, VERSIONS, Ask, asks, drive, gosling, tiny
 
 import rookery
+from rookery import Sampling
 from rookery.chat.grammar import constraint
 from rookery.engine import Busy, Cancelled, Ended, Engine, Failed, Marked, Read, Scored, Sequence, Start, Wrote
 from rookery.errors import BackendError, InputError
@@ -71,6 +72,23 @@ def test_stop_texts_cut_and_the_state_is_the_one_before_them() -> None:
         if point is not None and expected is not None:
             assert point[1].flat.tobytes() == expected[1].flat.tobytes()
     assert "stop" in ends
+
+
+def test_the_state_before_a_stop_text_of_several_tokens() -> None:
+    model = tiny()
+    letters = Sampling(temperature=1.5, logit_bias=dict.fromkeys(range(97, 123), 60.0))
+    free = Ask(model, [1, 2, 3], 30, seed=4, sampling=letters).alone()
+    stop = bytes(free.tokens[17:20]).decode()
+    ask = Ask(model, [1, 2, 3], 30, seed=4, sampling=letters, stop=[stop, "nothing of this kind"])
+    run(Engine(model), ask, *asks(model, 4))
+    kept = ask.drafts[0].kept
+    assert ask.drafts[0].stop_reason == "stop"
+    assert len(ask.drafts[0].tokens) == kept + 3
+    logits, state = model.forward([1, 2, 3, *free.tokens[:kept]])
+    point = ask.ended().point
+    assert point is not None
+    assert point[1].flat.tobytes() == state.flat.tobytes()
+    assert point[0].tobytes() == logits.tobytes()
 
 
 def test_a_grammar_holds_beside_free_texts() -> None:

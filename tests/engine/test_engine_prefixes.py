@@ -31,6 +31,8 @@ def test_found_is_what_was_put() -> None:
             assert state.flat.tobytes() == model.state().flat.tobytes()
     assert cache.find("me", tokens)[2].flat.any()
     assert cache.find("you", tokens)[0] == 0
+    cache.put("you", [9, 9, 9], *model.forward([9, 9, 9]))
+    assert cache.find("you", tokens)[0] == 0
     other = [*tokens[:699], tokens[699] ^ 1, *tokens[700:]]
     assert cache.find("me", other)[0] == 256
 
