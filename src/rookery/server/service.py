@@ -43,6 +43,7 @@ class Service:
     metrics: Metrics
     records: Records
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    works: dict[str, Any] = field(default_factory=dict)  # responses in the making, by id
     loop: asyncio.AbstractEventLoop = field(init=False)
     outbox: Outbox = field(init=False)
 
