@@ -42,7 +42,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     "use_beam_search": (None, False), "bad_words": (None, []), "stop_token_ids": (None, []), "guided_json": (None,),
     "guided_regex": (None,), "guided_grammar": (None,), "guided_choice": (None,), "structured_outputs": (None,),
     "echo": (None, False), "continue_final_message": (None, False), "add_generation_prompt": (None, True),
-    "chat_template": (None,), "lora": (None, []), "prompt_logprobs": (None,),
+    "chat_template": (None,), "lora": (None, []), "prompt_logprobs": (None,), "n_predict": (None,),
 }  # fmt: skip
 
 

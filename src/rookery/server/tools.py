@@ -74,10 +74,12 @@ def offered(tools: Sequence[Mapping[str, Any]], choice: str | None, many: bool |
         raise ApiError(400, "tools: two of them have one name", param="tools")
     if not tools and choice in ("none", "auto", None):
         return None
-    if choice in ("none",):
+    if choice == "none":
         return None
-    if choice in ("auto", "required", None) and tools:
+    if tools and choice in ("auto", "required", None):
         return Offer(tuple(tools), must=choice == "required", many=bool(many))
+    if not tools:
+        raise ApiError(400, f"tool_choice: {choice!r} is asked for, but no tools are given", param="tool_choice")
     chosen = tuple(tool for tool in tools if tool["name"] == choice)
     if not chosen:
         raise ApiError(400, f"tool_choice: no tool of the name {choice!r} is among the tools", param="tool_choice")

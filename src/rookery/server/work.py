@@ -49,7 +49,7 @@ class Work:
         self.ask = ask
         self.cached = self.written = 0  # tokens of the prompt that were known; tokens of all replies
         self._service, self._route, self._request_id = service, route, request_id
-        self._begin = self._first = self._last = time.perf_counter()
+        self._begin, self._first, self._last = time.perf_counter(), 0.0, 0.0  # of the first and last token written
         self._before: State | None = None
         self._clock = service.metrics.sequence()
 
@@ -74,7 +74,7 @@ class Work:
     def timings(self) -> dict[str, float]:
         """Counts, milliseconds and tokens a second, as llama.cpp names them."""
         read = len(self.ask.tokens) - self.cached
-        before, after = 1000 * (self._first - self._begin), 1000 * (self._last - self._first)
+        before, after = 1000 * max(0.0, self._first - self._begin), 1000 * (self._last - self._first)
         return {
             "cache_n": self.cached,
             "prompt_n": read,
@@ -87,9 +87,16 @@ class Work:
 
     def _sequence(self, listen: Callable[[Event], None]) -> engine.Sequence:
         ask = self.ask
+
+        def heard(event: Event) -> None:  # in the engine's thread, when it happens
+            if isinstance(event, Wrote):
+                self._last = time.perf_counter()
+                self._first = self._first or self._last
+            listen(event)
+
         return engine.Sequence(
             self._start,
-            listen,
+            heard,
             owner=ask.owner,
             places=ask.n if ask.max_tokens else 1,
             scores=ask.scores,
@@ -128,9 +135,6 @@ class Work:
                 self._clock.read()
             case Wrote():
                 self._clock.wrote()
-                self._last = time.perf_counter()
-                if not self.written:
-                    self._first = self._last
                 self.written += 1
             case Marked():
                 self._keep(self.ask.tokens[: self.cached + event.at], event.logits, event.state)
