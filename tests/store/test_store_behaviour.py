@@ -243,6 +243,34 @@ def test_removing_a_talk_drops_the_states_that_are_its_alone(kept: Store) -> Non
     assert kept.stats()["bytes"] == 2 * len(snapshot().encode())
 
 
+def test_the_last_turn_of_a_branch_can_be_cut_off(kept: Store) -> None:
+    one = turn(None, 1)
+    two = turn(one.id, 2)
+    side = turn(one.id, 3, base=None)
+    for node, head in ((one, "main"), (two, "main"), (side, "side")):
+        assert kept.add("first", node, head, kept.heads("first").get(head))
+        kept.put(node.key, snapshot())
+    kept.move("first", "mark", None, two.id)
+    with pytest.raises(errors.InputError, match=f"other turns follow turn '{one.id}'"):
+        kept.cut("first", one.id)
+    with pytest.raises(errors.NoSuchTalk, match="no turn 'ffff"):
+        kept.cut("first", "f" * 32)
+    with pytest.raises(errors.NoSuchTalk, match="no talk 'second'"):
+        kept.cut("second", one.id)
+    kept.cut("first", two.id)
+    assert kept.nodes("first") == {one.id: one, side.id: side}
+    assert kept.heads("first") == {"main": one.id, "side": side.id, "mark": one.id}
+    assert [kept.has(node.key) for node in (one, two, side)] == [True, False, True]
+    with pytest.raises(errors.InputError, match="other turns follow"):
+        kept.cut("first", one.id)
+    kept.cut("first", side.id)
+    kept.cut("first", one.id)
+    assert kept.nodes("first") == {}
+    assert set(kept.heads("first").values()) == {None}
+    assert kept.add("first", one, "main", None)  # as if it had never been
+    assert kept.stats()["snapshots"] == 0
+
+
 def test_everything_is_there_in_a_new_object(lasting: Open) -> None:
     one, state = turn(None, *range(3000)), snapshot()
     first = lasting()

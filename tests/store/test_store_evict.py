@@ -45,6 +45,12 @@ class Model:
         self.states[key] = size, keep or kept
         return True
 
+    def cut(self, gone: Node) -> None:
+        self.nodes.remove(gone)
+        self.heads = {head: gone.parent if at == gone.id else at for head, at in self.heads.items()}
+        if all(node.key != gone.key for node in self.nodes):
+            self.states.pop(gone.key, None)
+
     def get(self, key: str) -> bool:
         if key in self.states:
             self.states[key] = self.states.pop(key)
@@ -58,8 +64,8 @@ def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
     made.create(talk())
     keys = [key_of(n) for n in range(12)]
     dropped, refused = 0, pytest.raises(errors.StoreError, match="leaves no room")
-    for step in range(250):
-        what, key = draw.choice(("put", "put", "get", "add", "move")), draw.choice(keys)
+    for step in range(600):
+        what, key = draw.choice(("put", "put", "get", "add", "add", "cut", "move")), draw.choice(keys)
         before = [None, *(n.id for n in model.nodes)]
         head = draw.choice(("main", "side"))
         if what == "put":
@@ -76,6 +82,12 @@ def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
             assert made.add("first", node, head, at)
             model.nodes.append(node)
             model.heads[head] = node.id
+        elif what == "cut":
+            ends = [n for n in model.nodes if not any(n.id in (m.parent, m.base) for m in model.nodes)]
+            if ends:
+                gone = draw.choice(ends)
+                made.cut("first", gone.id)
+                model.cut(gone)
         else:
             to = draw.choice(before)
             assert made.move("first", head, model.heads.get(head), to)

@@ -73,6 +73,11 @@ class Store(Protocol):
     def move(self, name: str, head: str, expected: str | None, to: str | None) -> bool:
         """Move a head if it is where `expected` says; one that does not exist yet is at None. Raises as `add`."""
 
+    def cut(self, name: str, turn: str) -> None:
+        """Drop a turn that none follows, and its state; heads that stand on it go back to the turn before it. Raises
+        InputError where turns follow it, NoSuchTalk where it is not there.
+        """
+
     def remove(self, name: str) -> None:
         """Drop the talk, the state it began with (`beginning`), and the states of its turns that no other talk has."""
 

@@ -8,7 +8,19 @@ from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from rookery.store.evict import Cache, is_kept, victims
-from rookery.store.node import MAIN, Node, Talk, absent, beginning, check_name, check_new, taken, unknown
+from rookery.store.node import (
+    MAIN,
+    Node,
+    Talk,
+    absent,
+    beginning,
+    check_name,
+    check_new,
+    followed,
+    no_turn,
+    taken,
+    unknown,
+)
 
 BUDGET = 512 << 20
 
@@ -134,16 +146,32 @@ class Memory(Cache):
             kept.heads[head] = to
             return True
 
+    def cut(self, name: str, turn: str) -> None:
+        with self._lock:
+            kept = self._of(name)
+            if turn not in kept.nodes:
+                raise no_turn(name, turn)
+            if kept.children[turn]:
+                raise followed(turn)
+            node = kept.nodes.pop(turn)
+            kept.children.subtract({before for before in (node.parent, node.base) if before is not None})
+            kept.heads.update({head: node.parent for head, at in kept.heads.items() if at == turn})
+            self._leave(name, node)
+
     def remove(self, name: str) -> None:
         with self._lock:
-            for turn, node in self._of(name).nodes.items():
-                sharing = self._turns[node.key]
-                sharing.discard((name, turn))
-                if not sharing:
-                    del self._turns[node.key]
-                    self._drop(node.key)
+            for node in self._of(name).nodes.values():
+                self._leave(name, node)
             self._drop(beginning(name))
             del self._talks[name]
+
+    def _leave(self, name: str, node: Node) -> None:
+        """A turn is gone; its state with the last that ends there."""
+        sharing = self._turns[node.key]
+        sharing.discard((name, node.id))
+        if not sharing:
+            del self._turns[node.key]
+            self._drop(node.key)
 
     def _of(self, name: str) -> _Kept:
         with self._lock:

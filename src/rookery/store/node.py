@@ -175,14 +175,17 @@ def read_talk(where: str, name: str, schema: Any, text: str) -> Talk:
         raise errors.DamagedFile(where, f"talk {name!r} is damaged: {error}") from None
 
 
+def read_turn(where: str, name: str, id: str, text: str) -> Node:
+    """A stored turn. Raises DamagedFile."""
+    try:
+        return Node.from_json(text, id)
+    except ValueError as error:
+        raise errors.DamagedFile(where, f"talk {name!r}: turn {str(id)[:32]} is damaged: {error}") from None
+
+
 def read_turns(where: str, name: str, rows: Iterable[tuple[str, str]]) -> dict[str, Node]:
     """The turns of a talk, stored as (id, text). Raises DamagedFile, which names the turn."""
-    found: dict[str, Node] = {}
-    for id, text in rows:
-        try:
-            found[id] = Node.from_json(text, id)
-        except ValueError as error:
-            raise errors.DamagedFile(where, f"talk {name!r}: turn {str(id)[:32]} is damaged: {error}") from None
+    found = {id: read_turn(where, name, id, text) for id, text in rows}
     for id, node in found.items():
         for before in (node.parent, node.base):
             if before is not None and before not in found:
@@ -205,6 +208,14 @@ def unknown(name: str, where: str) -> errors.NoSuchTalk:
 
 def absent(name: str, what: str) -> errors.InputError:
     return errors.InputError(f"{what} is not in talk {name!r}")
+
+
+def no_turn(name: str, turn: str) -> errors.NoSuchTalk:
+    return errors.NoSuchTalk(f"no turn {turn[:32]!r} in talk {name!r}")
+
+
+def followed(turn: str) -> errors.InputError:
+    return errors.InputError(f"other turns follow turn {turn[:32]!r}; only the last of a branch can be dropped")
 
 
 def _read(cls: type, text: str, *more: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ from rookery.store.node import (
     check_name,
     check_new,
     check_schema,
+    followed,
+    no_turn,
     read_talk,
+    read_turn,
     read_turns,
     taken,
     unknown,
@@ -158,6 +161,28 @@ _SCRIPTS = {
         if call('EXISTS', P .. 'talk:' .. name) == 0 then return -2 end
         if to ~= '' and call('HEXISTS', P .. 'turns:' .. name, to) == 0 then return -1 end
         return move(name, head, expected, to, now)
+    """,
+    "cut": """
+        local name, id, parent, base, key = unpack(ARGV)
+        if call('EXISTS', P .. 'talk:' .. name) == 0 then return -2 end
+        if call('HEXISTS', P .. 'turns:' .. name, id) == 0 then return -1 end
+        if tonumber(call('HGET', P .. 'children:' .. name, id) or '0') > 0 then return 0 end
+        local heads = call('HGETALL', P .. 'heads:' .. name)
+        for i = 1, #heads, 2 do
+            if heads[i + 1] == id then call('HSET', P .. 'heads:' .. name, heads[i], parent) end
+        end
+        for _, kind in ipairs({'turns:', 'keys:', 'children:'}) do call('HDEL', P .. kind .. name, id) end
+        call('SREM', P .. 'at:' .. key, id .. ' ' .. name)
+        if call('EXISTS', P .. 'at:' .. key) == 0 then drop(key) end
+        rank(key)
+        local before = {}
+        if parent ~= '' then before[parent] = true end
+        if base ~= '' then before[base] = true end
+        for turn in pairs(before) do
+            call('HINCRBY', P .. 'children:' .. name, turn, -1)
+            rank(call('HGET', P .. 'keys:' .. name, turn))
+        end
+        return 1
     """,
     "remove": """
         local name = ARGV[1]
@@ -293,6 +318,15 @@ class Redis(Cache):
         if answer < 0:
             raise absent(name, what)
         return bool(answer)
+
+    def cut(self, name: str, turn: str) -> None:
+        self._check(name)
+        body = self._ask("HGET", f"{PREFIX}turns:{name}", turn)
+        if body is None:
+            raise no_turn(name, turn)
+        node = read_turn(self._where, name, turn, _text(body))
+        if not self._moved(name, f"turn {turn}", self._run("cut", name, turn, node.parent, node.base, node.key)):
+            raise followed(turn)
 
     def remove(self, name: str) -> None:
         if not self._run("remove", check_name(name), beginning(name)):

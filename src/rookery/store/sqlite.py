@@ -27,6 +27,8 @@ from rookery.store.node import (
     check_name,
     check_new,
     check_schema,
+    followed,
+    no_turn,
     read_talk,
     read_turns,
     taken,
@@ -195,23 +197,49 @@ class SQLite(Cache):
                 raise absent(name, f"turn {to}")
             return _move(db, talk, head, expected, to)
 
+    def cut(self, name: str, turn: str) -> None:
+        with self._erasing() as db:
+            talk = self._find(db, name)
+            row = db.execute("SELECT parent, base, key FROM turn WHERE talk = ? AND id = ?", (talk, turn)).fetchone()
+            if row is None:
+                raise no_turn(name, turn)
+            parent, base, key = row
+            follows = "SELECT 1 FROM turn WHERE talk = ? AND (parent = ? OR base = ?)"
+            if db.execute(follows, (talk, turn, turn)).fetchone():
+                raise followed(turn)
+            db.execute("UPDATE head SET turn = ? WHERE talk = ? AND turn = ?", (parent, talk, turn))
+            db.execute("DELETE FROM turn WHERE talk = ? AND id = ?", (talk, turn))
+            self._left(db, [key])
+            _rank_turns(db, talk, parent, base)
+
     def remove(self, name: str) -> None:
+        with self._erasing() as db:
+            talk = self._find(db, name, any_schema=True)
+            keys = [key for (key,) in db.execute("SELECT DISTINCT key FROM turn WHERE talk = ?", (talk,))]
+            self._delete(db, beginning(name))
+            db.execute("DELETE FROM talk WHERE id = ?", (talk,))
+            self._left(db, keys)
+
+    @contextmanager
+    def _erasing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction after which what was deleted is not to be found in the file's free pages."""
         with self._file.reading() as db:
-            db.execute("PRAGMA secure_delete = ON")  # what was said is not to be found in the file's free pages
+            db.execute("PRAGMA secure_delete = ON")
         try:
             with self._file.writing() as db:
-                talk = self._find(db, name, any_schema=True)
-                keys = [key for (key,) in db.execute("SELECT DISTINCT key FROM turn WHERE talk = ?", (talk,))]
-                self._delete(db, beginning(name))
-                db.execute("DELETE FROM talk WHERE id = ?", (talk,))
-                for key in keys:
-                    if db.execute("SELECT 1 FROM turn WHERE key = ?", (key,)).fetchone() is None:
-                        self._delete(db, key)
-                _rank(db, keys)
+                yield db
         finally:
             with self._file.reading() as db:
                 db.execute("PRAGMA secure_delete = OFF")
         self._file.empty_log()
+
+    def _left(self, db: sqlite3.Connection, keys: Iterable[str]) -> None:
+        """Turns that ended at these are gone: the states of those at which no other ends go, too."""
+        for key in keys:
+            if db.execute("SELECT 1 FROM turn WHERE key = ?", (key,)).fetchone() is None:
+                self._delete(db, key)
+            else:
+                _rank(db, [key])
 
     def _find(self, db: sqlite3.Connection, name: str, any_schema: bool = False) -> int:
         """The row of a talk. Raises StoreError if there is none, NewerFile for one that is not ours to touch."""
