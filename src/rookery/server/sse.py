@@ -43,8 +43,8 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], ping: float = 15.0, stuck: float = 30.0) -> None:
-        self.status_code, self.background, self.body = 200, None, b""
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # no length: there is no body yet
         self._events, self._ping, self._stuck = events, ping, stuck
         self._made: list[bytes] = []
         self._more, self._taken = asyncio.Event(), asyncio.Event()
