@@ -57,6 +57,7 @@ class Model:
         return key in self.states
 
 
+@pytest.mark.filterwarnings("ignore:.*are not kept")  # where what is kept leaves no room
 @pytest.mark.parametrize("seed", range(4))
 def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
     draw, budget = random.Random(seed), 6000
@@ -69,7 +70,7 @@ def test_stores_drop_what_the_model_drops(opened: Open, seed: int) -> None:
         before = [None, *(n.id for n in model.nodes)]
         head = draw.choice(("main", "side"))
         if what == "put":
-            state, keep = snapshot(n=draw.choice(SIZES)), draw.random() < 0.05
+            state, keep = snapshot(n=draw.choice(SIZES)), draw.random() < 0.01
             with nullcontext() if model.put(key, len(state.encode()), keep) or not keep else refused:
                 made.put(key, state, keep)
         elif what == "get":
