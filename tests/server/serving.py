@@ -111,6 +111,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """What `condition` returns once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, f"it did not come true within {seconds:g} s"
         time.sleep(0.01)
     return found

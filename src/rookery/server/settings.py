@@ -6,12 +6,14 @@ Limits of single fields of a request stand with the fields.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from rookery.errors import InputError
 
 MIB = 1 << 20
+_ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,11 @@ class Settings:
             raise InputError(f"port is {self.port}; wanted 0 to 65535")
         if self.records and (self.store is None or "://" in self.store):
             raise InputError("records are written into the store's folder; name one: --store DIR")
+        for origin in self.cors:
+            if not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"--cors {origin!r}: wanted an origin such as https://chat.example or http://host:3000"
+                )
         if self.api_key_file is None and not self.loopback and not self.insecure:
             raise InputError(
                 f"{self.host} can be reached by others, and no key is asked for; give --api-key-file FILE, "
