@@ -62,7 +62,8 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether someone waits for whom there is room."""
-        return any(self.places + queue[0].places <= self.max_batch for queue in [*self._queues.values()][:1])
+        queue = next(iter(self._queues.values()), None)
+        return queue is not None and self.places + queue[0].places <= self.max_batch
 
     def clear(self) -> list[Sequence]:
         """Empty the queue."""

@@ -6,6 +6,7 @@ Every tokenizer but Hugging Face's works on bytes: `decode_bytes(encode(b)) == b
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib import import_module
@@ -92,8 +93,15 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
     return stored.of_json(name) if head.lstrip()[:1] == b"{" else World(name)
 
 
+_digests: weakref.WeakKeyDictionary[Tokenizer, str] = weakref.WeakKeyDictionary()
+
+
 def digest(tokenizer: Tokenizer) -> str:
-    """What tells two vocabularies apart: a sha256 over every token's bytes and the token that ends a text, hex."""
+    """What tells two vocabularies apart: a sha256 over every token's bytes and the token that ends a text, hex. Found
+    once a tokenizer: 0.03 s for World.
+    """
+    if tokenizer in _digests:
+        return _digests[tokenizer]
     made = sha256(repr((tokenizer.vocab_size, tokenizer.end)).encode())
     for id in range(tokenizer.vocab_size):
         try:
@@ -101,7 +109,8 @@ def digest(tokenizer: Tokenizer) -> str:
         except errors.TokenError:  # a gap
             token = b"\xff\xff"
         made.update(len(token).to_bytes(4, "little") + token)
-    return made.hexdigest()
+    _digests[tokenizer] = made.hexdigest()
+    return _digests[tokenizer]
 
 
 def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer | None:
