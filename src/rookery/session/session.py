@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +20,7 @@ from rookery.session import file, settings
 from rookery.session.ask import Writer
 from rookery.session.head import Head
 from rookery.session.reply import Asked, Reply, Request
-from rookery.session.tree import INITIAL, Place, Point, Tree, header, initial
+from rookery.session.tree import Place, Point, Tree, initial, new
 from rookery.session.turns import Turn, drawn, message, said, turn
 from rookery.state import State
 from rookery.store import Node, Span, Store
@@ -65,15 +64,11 @@ class Session:
     ) -> None:
         check_name(head, "branch")
         noted = settings.noted(template, system, think, tools, model.sampler(sampling, seed).seed, owner, title)
-        if state is not None:
-            model.check(state)
-            noted[INITIAL] = sha256(state.flat.tobytes()).hexdigest()
         kept = stores.open(store)
         if name is not None and _taken(kept, check_name(name)):
             raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
         name = _fresh_name() if name is None else name
-        talk = header(model, name, json.dumps(noted), time.time(), stores.SCHEMA)
-        tree = Tree(model, kept, talk, model.state() if state is None else state.copy())
+        tree = new(model, kept, name, noted, state)
         self._set(Head(tree, head, None, created=False), template, sampling)
 
     def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> None:
@@ -102,11 +97,13 @@ class Session:
         head: str,
         template: chat.Template | None = None,
         sampling: Sampling | None = None,
+        *,
+        created: bool = True,
     ) -> Session:
-        """Stand at a turn of a talk that is in its store. What is said there moves `head`, if it stands there then;
-        else it gets a head of its own.
+        """Stand at a turn of `tree`. What is said there moves `head`, if it stands there then; else it gets a head of
+        its own. `created`: whether the talk is in its store.
         """
-        return cls._of(Head(tree, head, at), template, sampling)
+        return cls._of(Head(tree, head, at, created), template, sampling)
 
     # going on
 
@@ -300,13 +297,18 @@ class Session:
     def _move(self, to: str | None) -> Session:
         self._head.at = to
         if self._head.created:
-            self._head.keep()
+            self.keep()
+        return self
+
+    def keep(self) -> Session:
+        """Bring to the store what it has not yet: then it has the talk, even one without a turn."""
+        self._head.keep()
         return self
 
     def branch(self, name: str | None = None) -> Session:
         """Another session that stands where this one does; both go on, each for itself."""
         at = self.at
-        self._head.keep()
+        self.keep()
         head = Head(self._tree, self.head if name is None else name, at)
         if name is None:
             head.fork(at)

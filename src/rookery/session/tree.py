@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rookery import tokenizer as tokenizers
 from rookery.errors import StateError
 from rookery.model import Model
 from rookery.state import State
-from rookery.store import Node, Prefix, Snapshot, Store, Talk, beginning, root
+from rookery.store import SCHEMA, Node, Prefix, Snapshot, Store, Talk, beginning, root
 from rookery.stream import Array, Progress
 
 GRID = 8192  # tokens from one snapshot inside a long text to the next
@@ -276,6 +277,24 @@ def _flat(point: Point, at: int, parts: Sequence[_Part]) -> Reading:
     return reading
 
 
+def new(
+    model: Model,
+    store: Store,
+    name: str,
+    noted: Mapping[str, Any],
+    state: State | None = None,
+    live: Live | None = None,
+) -> Tree:
+    """A talk that the store does not have yet. `noted`: its settings. Raises StateError for another model's state."""
+    if state is not None:
+        model.check(state)
+        noted = {**noted, INITIAL: sha256(state.flat.tobytes()).hexdigest()}
+    of = model.weights
+    digest = tokenizers.digest(model.tokenizer)
+    talk = Talk(name, SCHEMA, of.fingerprint, of.lineage, digest, json.dumps(noted), time.time())
+    return Tree(model, store, talk, model.state() if state is None else state.copy(), live)
+
+
 def initial(model: Model, store: Store, talk: Talk, state: State | None = None) -> State:
     """The state before the first token of a stored talk: the model's, or the one that it began with, which the store
     kept, or which is given. Raises StateError.
@@ -286,12 +305,6 @@ def initial(model: Model, store: Store, talk: Talk, state: State | None = None) 
     if digest != (None if state is None else sha256(state.flat.tobytes()).hexdigest()):
         raise StateError(f"the talk {talk.name!r} began with another state; give that one: state=")
     return model.state() if state is None else state.copy()
-
-
-def header(model: Model, name: str, settings: str, created: float, schema: int) -> Talk:
-    """What is noted of a talk of this model."""
-    of = model.weights
-    return Talk(name, schema, of.fingerprint, of.lineage, tokenizers.digest(model.tokenizer), settings, created)
 
 
 def _from(at: int, total: int, progress: Progress | None) -> Progress | None:
