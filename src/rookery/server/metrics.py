@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rookery.errors import RookeryError
+
 FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds; a CPU reads for long
 BETWEEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-TOTALS = {"steps", "tokens_read", "tokens_written", "evicted", "damaged", "hits", "misses", "failed"}
+NOW = {"running", "reading", "waiting", "places", "snapshots", "bytes"}  # all other stats are totals
+
+Stats = Callable[[], Mapping[str, int]]
 
 
 class Metrics:
@@ -47,9 +50,9 @@ class Metrics:
         """The times of one sequence from now on."""
         return Clock(self._queue, self._first, self._between, self._ended)
 
-    def watch(self, engine: Any, store: Any) -> None:
-        """Show these counts of the engine and the store, too."""
-        self.registry.register(_Stats(engine, store))
+    def watch(self, state_bytes: int, **sources: Stats) -> None:
+        """Show the counts of the engine, the store, ... too, and the size of one sequence's state."""
+        self.registry.register(_Stats(state_bytes, sources))
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -85,18 +88,23 @@ class Clock:
 
 
 class _Stats(Collector):
-    def __init__(self, engine: Any, store: Any) -> None:
-        self._sources = {"engine": engine, "store": store}
+    def __init__(self, state_bytes: int, sources: Mapping[str, Stats]) -> None:
+        self._state_bytes, self._sources = state_bytes, sources
 
     def describe(self) -> list[Metric]:
         return []  # nothing is asked before the first scrape
 
     def collect(self) -> Iterator[Metric]:
-        for source, thing in self._sources.items():
-            for name, value in thing.stats().items():
-                if isinstance(value, int | float):
-                    family = CounterMetricFamily if name in TOTALS else GaugeMetricFamily
-                    yield family(f"rookery_{source}_{name}", f"{source}: {name.replace('_', ' ')}", value=value)
+        yield GaugeMetricFamily("rookery_state_bytes", "One sequence's state", value=self._state_bytes)
+        for source, stats in self._sources.items():
+            try:
+                found = stats()
+            except RookeryError:  # a store that cannot be reached: the rest is wanted all the more
+                found = {}
+            yield GaugeMetricFamily(f"rookery_{source}_up", f"{source}: whether it answers", value=bool(found))
+            for name, value in found.items():
+                family = GaugeMetricFamily if name in NOW else CounterMetricFamily
+                yield family(f"rookery_{source}_{name}", f"{source}: {name.replace('_', ' ')}", value=value)
 
 
 def _histogram(name: str, what: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:

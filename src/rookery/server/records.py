@@ -36,7 +36,7 @@ class Records:
     """Records of one server in `folder`; None: none are kept."""
 
     def __init__(self, folder: str | None, rotate: int = ROTATE) -> None:
-        self.lost = 0  # lines that could not be written
+        self.written = self.lost = 0  # lines; lost: those that could not be written
         self._folder, self._rotate = folder, rotate
         self._lines: queue.Queue[bytes | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
@@ -59,6 +59,10 @@ class Records:
         except (TypeError, ValueError, queue.Full) as error:
             self._lose(error)
 
+    def stats(self) -> dict[str, int]:
+        """written and lost since the start."""
+        return {"written": self.written, "lost": self.lost}
+
     def close(self) -> None:
         """Write what is waiting."""
         if self._thread is not None:
@@ -70,6 +74,7 @@ class Records:
         while (line := self._lines.get()) is not None:
             try:
                 self._append(line)
+                self.written += 1
             except OSError as error:
                 self._lose(error)
 

@@ -20,8 +20,10 @@ from rookery.server.errors import ApiError
 from rookery.server.feed import Outbox
 from rookery.server.keys import Keys
 from rookery.server.metrics import Metrics
+from rookery.server.reading import through
 from rookery.server.records import Records
 from rookery.server.settings import Settings
+from rookery.server.talks import Talks
 
 PROFILE = "demo"  # where a template recommends nothing
 GRACE = 0.5  # seconds in which work whose client has just been answered ends by itself
@@ -37,6 +39,7 @@ class Service:
     engine: Engine
     prefixes: Prefixes
     store: stores.Store
+    talks: Talks
     template: chat.Template
     sampling: Sampling  # for what a chat request leaves out
     keys: Keys
@@ -94,19 +97,27 @@ def build(settings: Settings, model: Model, keys: Keys, metrics: Metrics) -> Ser
     model.tokenizer  # noqa: B018, a model without one is refused now
     model.forward(0)
     store = open_store(settings)
+    engine = Engine(model, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     made = Service(
         settings=settings,
         model=model,
-        engine=Engine(model, max_batch=settings.max_batch, max_waiting=settings.max_waiting),
+        engine=engine,
         prefixes=Prefixes(model, budget=settings.prefix_bytes),
         store=store,
+        talks=Talks(model, store, template, read=through(engine), hot=settings.open_talks),
         template=template,
         sampling=template.sampling or chat.PROFILES[PROFILE],
         keys=keys,
         metrics=metrics,
         records=Records(settings.folder if settings.records else None),
     )
-    metrics.watch(made.engine, store)
+    metrics.watch(
+        model.state().flat.nbytes,
+        engine=made.engine.stats,
+        store=store.stats,
+        prefixes=lambda: {name: getattr(made.prefixes, name) for name in ("bytes", "hits", "misses", "evicted")},
+        records=made.records.stats,
+    )
     return made
 
 

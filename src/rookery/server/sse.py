@@ -37,7 +37,7 @@ def frame(data: Any, event: str | None = None) -> bytes:
 class EventStream(Response):
     """Sends what `events` yields (async generators are closed at the end, whatever ends it).
 
-    An error before the first event is answered as any other; a later one is the last frame.
+    An error before anything was sent is answered as any other; a later one is the last frame.
     """
 
     media_type = "text/event-stream"
