@@ -105,12 +105,24 @@ def test_a_server_keeps_one_for_a_reply(serving: Callable[..., Here], tmp_path: 
     assert found["request"] == "the-id"
     assert found["route"] == "/v1/completions"
     assert found["model"] == here.service.model.weights.fingerprint
-    assert found["entered"] == {"tokens": list(b"abc"), "cached": 0} or found["entered"]["tokens"]
+    assert found["entered"] == {"tokens": list(b"abc"), "cached": 0}
     assert len(found["left"]["tokens"]) == 4
     assert found["left"]["stop_reason"] == "length"
     assert len(found["changed"]["delta"]) == here.service.model.config.n_layer
     assert all(delta > 0 for delta in found["changed"]["delta"])
     assert "SECRET" not in (tmp_path / NAME).read_text()
+
+
+def test_a_reply_that_nobody_waited_for_has_one_too(serving: Callable[..., Here], tmp_path: Path) -> None:
+    here = serving(store=str(tmp_path), records=True)
+    request = {"prompt": "abc", "max_tokens": 100_000, "stream": True, "logit_bias": {"0": -100}}
+    with here.client() as client, client.stream("POST", "/v1/completions", json=request) as answer:
+        pieces = answer.iter_text()
+        next(pieces)
+    wait_for(lambda: here.service.records.written)
+    (found,) = lines(tmp_path / NAME)
+    assert found["left"]["stop_reason"] == "cancelled"
+    assert 0 < len(found["left"]["tokens"]) < 100_000
 
 
 def test_by_default_there_are_none(serving: Callable[..., Here], tmp_path: Path) -> None:

@@ -88,10 +88,8 @@ class Work:
     def _sequence(self, listen: Callable[[Event], None]) -> engine.Sequence:
         ask = self.ask
 
-        def heard(event: Event) -> None:  # in the engine's thread, when it happens
-            if isinstance(event, Wrote):
-                self._last = time.perf_counter()
-                self._first = self._first or self._last
+        def heard(event: Event) -> None:
+            self._count(event)
             listen(event)
 
         return engine.Sequence(
@@ -128,28 +126,35 @@ class Work:
         sampler = model.sampler(ask.sampling, seed)
         return Draft(model.tokenizer, ask.max_tokens, sampler, stop=ask.stop, constraint=constraint)
 
-    def _note(self, event: Event) -> None:
-        """Count it, and keep what may be asked again."""
+    def _count(self, event: Event) -> None:
+        """In the engine's thread, when it happens; also where nobody waits for it any more."""
         match event:
             case Read():
                 self._clock.read()
             case Wrote():
                 self._clock.wrote()
+                self._last = time.perf_counter()
+                self._first = self._first or self._last
+            case Ended():
+                self._clock.ended(_reason(event))
+                self._record(event, _reason(event))
+            case Failed():
+                self._clock.ended("cancelled" if isinstance(event.error, Cancelled) else "failed")
+
+    def _note(self, event: Event) -> None:
+        """Keep what may be asked again."""
+        match event:
+            case Wrote():
                 self.written += 1
             case Marked():
                 self._keep(self.ask.tokens[: self.cached + event.at], event.logits, event.state)
             case Ended():
                 self._ended(event)
-            case Failed():
-                self._clock.ended("cancelled" if isinstance(event.error, Cancelled) else "failed")
 
     def _ended(self, event: Ended) -> None:
         draft = event.draft
-        reason = (draft.stop_reason if draft else None) or "length"
-        self._clock.ended(reason)
         if event.index == 0:
             self._service.metrics.prompt(len(self.ask.tokens), self.cached)
-        self._record(event, reason)
         if draft is not None and event.point is not None and self.ask.prompt_scores is None:
             self._keep([*self.ask.tokens, *draft.tokens[: draft.kept]], *event.point)
 
@@ -198,3 +203,7 @@ def system_fingerprint(model: Model) -> str:
 
 def gone() -> ApiError:
     return ApiError(503, "the server is going down", headers={"Retry-After": "5"})
+
+
+def _reason(event: Ended) -> str:
+    return (event.draft.stop_reason if event.draft else None) or "length"
