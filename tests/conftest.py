@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +31,35 @@ def shared() -> Path:
     if SHARED is None:
         pytest.skip("../shared not present (set ROOKERY_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of our own, on a socket."""
+    redis = pytest.importorskip("redis")
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "socket"
+    command = [program, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            while not socket.exists():
+                assert server.poll() is None, "redis-server ended"
+                time.sleep(0.02)
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                assert client.ping()
+            yield f"unix://{socket}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def redis_client(redis_server: str) -> Iterator[Any]:
+    """A client of the emptied server."""
+    import redis
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+        yield client
