@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Json
+from pydantic.json_schema import models_json_schema
 
-from rookery.server.errors import ERRORS
+from rookery.server.errors import ERRORS, ErrorBody
 
-JSON_OR_EVENTS: dict[int | str, dict[str, Any]] = ERRORS | {
-    200: {
-        "description": "JSON, or events with `stream`",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
 Logprob = float
 
 
@@ -130,3 +125,86 @@ class Completion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage
     timings: Timings | None = None
+
+
+class DeltaFunction(BaseModel):
+    name: str = ""
+    arguments: str
+
+
+class CallDelta(BaseModel):
+    """`id`, `type` and the name come first, the arguments in pieces."""
+
+    index: int
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: DeltaFunction
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[CallDelta] = []
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    logprobs: ChatLogprobs | None
+    token_ids: list[int] = []
+
+
+class ChatChunk(BaseModel):
+    """The next piece of a choice; the last of all has no choices but the usage, if that was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class CompletionChunkChoice(CompletionChoice):
+    finish_reason: Literal["stop", "length"] | None  # type: ignore[assignment]
+
+
+class CompletionChunk(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class Event(BaseModel):
+    """A server-sent event; one that does not say which is a message."""
+
+    event: Literal["message"] = "message"
+
+
+class ChatEvent(Event):
+    data: Literal["[DONE]"] | Json[ChatChunk | ErrorBody]
+
+
+class CompletionEvent(Event):
+    data: Literal["[DONE]"] | Json[CompletionChunk | ErrorBody]
+
+
+def events(of: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that answers in JSON or, with `stream`, in such events."""
+    reference = {"$ref": f"{COMPONENTS}{of.__name__}"}
+    content = {"text/event-stream": {"itemSchema": reference}}
+    return ERRORS | {200: {"description": "JSON, or events with `stream`", "content": content}}
+
+
+COMPONENTS = "#/components/schemas/"
+EVENTS: dict[str, Any] = models_json_schema(
+    [(ChatEvent, "validation"), (CompletionEvent, "validation")], ref_template=COMPONENTS + "{model}"
+)[1]["$defs"]  # for the document: FastAPI knows nothing of streams

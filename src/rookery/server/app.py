@@ -14,11 +14,22 @@ from starlette.middleware.cors import CORSMiddleware
 
 from rookery import __version__
 from rookery.server import errors
+from rookery.server.answers import EVENTS
 from rookery.server.door import Door
 from rookery.server.guard import Guard
 from rookery.server.service import Life, Service
 
-ROUTES = ["chat", "completions", "embeddings", "health", "models", "page", "tokens"]  # modules beside this one, each with a `router`
+ROUTES = [
+    "chat",
+    "completions",
+    "embeddings",
+    "health",
+    "models",
+    "page",
+    "responses",
+    "states",
+    "tokens",
+]  # modules beside this one, each with a `router`
 
 Load = Callable[[], Service]
 
@@ -77,10 +88,12 @@ def _load(
 
 
 def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI documents 422 for what is answered with 400 here."""
+    """FastAPI documents 422 for what is answered with 400 here, and no events."""
     for path in document.get("paths", {}).values():
         for operation in path.values():
             operation.get("responses", {}).pop("422", None)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
-        document.get("components", {}).get("schemas", {}).pop(name, None)
+        schemas.pop(name, None)
+    schemas |= EVENTS
     return document
