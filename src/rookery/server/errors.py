@@ -88,6 +88,8 @@ def as_api(error: Exception) -> ApiError | None:
 
 
 def _of_rookery(error: errors.RookeryError) -> ApiError | None:
+    if isinstance(error, errors.NoSuchTalk):
+        return ApiError(404, str(error))
     if isinstance(error, errors.StoreError | errors.CannotWrite):
         headers = {"Retry-After": "5"}
         message = "the store of talks cannot be used now; nothing was kept"  # its own text may name a path

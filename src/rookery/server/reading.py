@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
+from functools import partial
 
 from rookery.engine import Ended, Engine, Event, Failed, Marked, Sequence, Start
 from rookery.session.tree import Point, Reading, Tree
 
 
-def read(engine: Engine, tree: Tree, reading: Reading) -> Point:
+def through(engine: Engine) -> Callable[[Tree, Reading], Point]:
+    """A way to read for `Talks`."""
+    return partial(_read, engine)
+
+
+def _read(engine: Engine, tree: Tree, reading: Reading) -> Point:
     """The point at the end of `reading`, whose marks are kept on the way. Blocks. Raises Busy and what goes wrong."""
     if not reading.tokens:
         return reading.point

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rookery.chat import Template
+from rookery.server import talk_ids
 from rookery.server.parts import Call, Parts, Thought, Words
-from rookery.server.responses_events import Event, Kind, Output
+from rookery.server.responses_events import Event, Item, Kind, Output
+from rookery.session import Session
 from rookery.session.turns import Turn
 
 STATUS = {"end": "completed", "stop": "completed", "length": "incomplete", "cancelled": "cancelled"}
@@ -101,9 +102,9 @@ class Answer:
 class Told:
     """What a model writes, taken apart into an answer's items."""
 
-    def __init__(self, output: Output, template: Template, begun: str, calls: bool) -> None:
+    def __init__(self, output: Output, begun: str, *, blank: bool, calls: bool) -> None:
         self._output = output
-        self._parts = Parts(begun, blank=template.shown(" x") == "x", calls=calls)
+        self._parts = Parts(begun, blank=blank, calls=calls)
 
     @property
     def thinking(self) -> bool:
@@ -131,8 +132,25 @@ class Told:
         return events
 
 
-def of_turn(answer: Answer, template: Template, raw: str, stop: str) -> dict[str, Any]:
-    """What is answered for a stored turn, whose reply stands in it as `raw`."""
-    told = Told(answer.output, template, raw, calls=answer.note.calls)
-    told.end(stop)
-    return answer.body(STATUS[stop])
+def of_turn(session: Session, turn: Turn, model: str) -> dict[str, Any]:
+    """What is answered for a stored turn of the talk of `session`."""
+    note = Note.of(turn)
+    answer = Answer(talk_ids.code(session.name), model, note, session.system, session.tools)
+    told = Told(answer.output, turn.reply, blank=False, calls=note.calls)
+    told.end(turn.stop_reason)
+    return answer.body(STATUS[turn.stop_reason])
+
+
+def said(turn: Turn, response: str) -> list[Item]:
+    """The items that were said in a turn; `response`: its id's second half."""
+    return [_said(message["role"], message["content"], f"{response}{n:04x}") for n, message in enumerate(turn.messages)]
+
+
+def _said(role: str, text: str, tag: str) -> Item:
+    if role == "tool":
+        item: Item = {"id": f"fco_{tag}", "type": "function_call_output", "output": text}
+        return item | {"call_id": None, "status": "completed"}
+    part: Item = {"type": "input_text", "text": text}
+    if role == "assistant":
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"id": f"msg_{tag}", "type": "message", "role": role, "content": [part], "status": "completed"}

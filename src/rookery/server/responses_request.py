@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from rookery import chat
-from rookery.server import limits, prompt, shapes, tools
+from rookery.sampling import Sampling
+from rookery.server import limits, prompt, shapes, talk_ids, tools
 from rookery.server.errors import ApiError
 from rookery.server.limits import Limit
 from rookery.server.responses_answer import Answer, Note, Told
@@ -25,8 +26,10 @@ from rookery.server.responses_shapes import (
 )
 from rookery.server.responses_work import Work
 from rookery.server.service import Service
+from rookery.server.work import reply_tokens
 from rookery.session import Session
 
+TITLE = 80  # characters of what is said first that a list of talks shows
 MUTE = "reasoning.encrypted_content"  # asked for by clients by default; there is none here
 
 
@@ -39,12 +42,13 @@ def work(service: Service, owner: str, asked: ResponseRequest, request_id: str =
     messages = said(asked)
     session = _session(service, owner, asked, messages)
     how = _how(session, asked)
-    session.sampling = asked.sampling(service.sampling, service.model.tokenizer)
+    session.sampling = asked.sampling(_base(service, how), service.model.tokenizer)
     session.think = how.think
-    most = min(asked.max_output_tokens or service.settings.default_tokens, service.settings.max_tokens)
+    most = reply_tokens(service, asked.max_output_tokens, service.settings.default_tokens)
     note = Note(uuid4().hex, int(time.time()), _repeated(asked, session), calls=how.calls)
-    answer = Answer(session.name, service.name, note, session.system, session.settings["tools"])
-    told = Told(answer.output, session.template, how.begun(session), calls=how.calls)
+    answer = Answer(talk_ids.code(session.name), service.name, note, session.system, session.tools)
+    blank = session.template.shown(" x") == "x"
+    told = Told(answer.output, how.begun(session), blank=blank, calls=how.calls)
     seed = asked.first_seed()
     reply = session.say(messages, most, seed=seed, stop=asked.stops(), **how.limits)
     reading = reply.prepare()
@@ -53,7 +57,7 @@ def work(service: Service, owner: str, asked: ResponseRequest, request_id: str =
     service.metrics.prompt(note.read, note.cached)
     deltas = asked.stream_options is not None and bool(asked.stream_options.include_state_delta)
     made = Work(service, session, reply, reading, answer, told, owner=owner, request_id=request_id)
-    made.store, made.deltas = asked.store is not False, deltas
+    made.store, made.streamed, made.deltas = asked.store is not False, bool(asked.stream), deltas
     return made
 
 
@@ -93,17 +97,20 @@ def _refuse(service: Service, asked: ResponseRequest) -> None:
 
 def _session(service: Service, owner: str, asked: ResponseRequest, messages: Sequence[chat.Message]) -> Session:
     """The talk, standing where it is gone on with."""
-    offered = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
     if asked.previous_response_id is None:
-        calls = bool(offered) or any(message["role"] == "tool" for message in messages)
-        return service.talks.begin(
-            owner,
-            template=tools.with_tools(service.template) if calls else None,
-            system=asked.instructions or None,
-            tools=offered,
-            seed=asked.first_seed(),
-        )
-    session = service.talks.open(owner, asked.previous_response_id)
+        title = next((each["content"] for each in messages if each["role"] == "user"), "")[:TITLE]
+        session = service.talks.begin(owner, system=asked.instructions or None, seed=asked.first_seed(), title=title)
+    else:
+        session = service.talks.open(owner, asked.previous_response_id)
+        _check_instructions(session, asked)
+    if asked.tools is not None:
+        session.tools = [tool.model_dump(exclude_none=True) for tool in asked.tools]
+    if session.tools or any(message["role"] == "tool" for message in messages):
+        session.template = tools.with_tools(session.template)
+    return session
+
+
+def _check_instructions(session: Session, asked: ResponseRequest) -> None:
     if asked.instructions is not None and asked.instructions != (session.system or ""):
         raise ApiError(
             400,
@@ -112,15 +119,6 @@ def _session(service: Service, owner: str, asked: ResponseRequest, messages: Seq
             code="instructions_changed",
             param="instructions",
         )
-    if asked.tools is not None and offered != session.settings["tools"]:
-        raise ApiError(
-            400,
-            "tools: those of this talk were read at its beginning and are part of its state; leave them out, or begin "
-            "a new talk",
-            code="tools_changed",
-            param="tools",
-        )
-    return session
 
 
 @dataclass(frozen=True)
@@ -132,11 +130,16 @@ class _How:
     calls: bool
 
     def begun(self, session: Session) -> str:
-        return session.template.begun(think=self.think, tools=session.settings["tools"])
+        return session.template.begun(think=self.think, tools=session.tools)
+
+
+def _base(service: Service, how: _How) -> Sampling:
+    """The sampling of what a request leaves out. Penalties would spoil a form that has to repeat its signs."""
+    return replace(service.sampling, presence=0.0, frequency=0.0) if how.limits else service.sampling
 
 
 def _how(session: Session, asked: ResponseRequest) -> _How:
-    told = session.settings["tools"]
+    told = session.tools
     choice = asked.tool_choice.name if isinstance(asked.tool_choice, ChosenFunction) else asked.tool_choice
     offer = tools.offered(told, choice, asked.parallel_tool_calls)
     limit = _limit(asked)

@@ -52,9 +52,11 @@ class Work:
     ) -> None:
         self.answer, self.owner = answer, owner
         self.store = True  # whether it becomes a turn
-        self.deltas = False  # whether to tell of the state's motion
+        self.streamed = False  # whether its events are wanted
+        self.deltas = False  # and among them the state's motion
         self.status = "in_progress"
-        self._service, self._session, self._reply, self._reading = service, session, reply, reading
+        self._service, self._session, self._reply = service, session, reply
+        self._reading = reading
         self._told, self._request_id = told, request_id
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._error: Exception | None = None
@@ -71,6 +73,7 @@ class Work:
 
     async def begin(self) -> None:
         """Set it going. Raises Busy."""
+        self._service.works[self.answer.id] = self
         self._service.spawn(self._run())
         await self._accepted.wait()
         if self._error is not None and self._feed is None:
@@ -107,10 +110,6 @@ class Work:
         if self._feed is not None:
             self._feed.cancel()
 
-    async def wait(self) -> None:
-        """Until it is over, whatever comes of it."""
-        await self._over.wait()
-
     # in its own task
 
     async def _run(self) -> None:
@@ -136,6 +135,7 @@ class Work:
             if as_api(error) is None:
                 log.error("a response failed", exc_info=error)
         finally:
+            del self._service.works[self.answer.id]
             self._over.set()
             self._accepted.set()
             self._events.put_nowait(None)
@@ -153,7 +153,7 @@ class Work:
 
     def _start(self) -> Start:
         """In a thread of the engine's."""
-        point, tokens, marks = self._reading.point, self._reading.tokens, self._reading.marks
+        point, tokens, marks, _ = self._reading
         return Start(point.state.copy(), tokens, point.logits, tuple(at for at, _ in marks), (self._reply.draft(),))
 
     def _hear(self, event: Heard) -> None:
@@ -238,7 +238,7 @@ class Work:
         self._tell([{"type": last, "response": self.answer.body(self.status)}])
 
     def _tell(self, events: list[Event]) -> None:
-        for event in events:
+        for event in events if self.streamed else ():
             self._events.put_nowait(event)
 
 
