@@ -172,6 +172,20 @@ def test_a_key_becomes_its_line(tmp_path: Path, process: Callable[..., Process])
     assert "16 characters" in refused(tmp_path, "--hash-key", stdin="short\n")
 
 
+def test_as_many_files_as_connections_need(process: Callable[..., Process]) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1024 + 256:
+        pytest.skip(f"the system allows only {hard} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server = process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] >= 1024 + 256
+
+
 # the end
 
 
@@ -201,6 +215,26 @@ def test_what_is_not_done_in_time_is_cut_off_with_a_word(process: Callable[..., 
     server.terminate()
     assert "going down" in stream.end()[-400:]
     assert "Traceback" not in server.said
+
+
+def test_an_answer_that_is_not_done_in_time_is_503(process: Callable[..., Process]) -> None:
+    server = process("--drain", 1)
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with server.client() as client:
+            answers.append(client.post("/v1/completions", json=STORY | {"stream": False, "max_tokens": 1_000_000}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with server.client() as client:
+        wait_for(lambda: "rookery_engine_running 1.0" in client.get("/metrics").text)
+    server.terminate()
+    asking.join(PATIENCE)
+    (answer,) = answers
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "draining"
+    assert answer.headers["retry-after"]
 
 
 def test_a_second_signal_ends_it_at_once(process: Callable[..., Process]) -> None:

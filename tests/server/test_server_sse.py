@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from serving import Here, wait_for
 from starlette.requests import ClientDisconnect, Request
 
 from rookery.errors import InputError
+from rookery.server import protocol
 from rookery.server.sse import AHEAD, PING, EventStream, frame, while_connected
 
 
@@ -252,3 +255,22 @@ def test_work_ends_with_its_client() -> None:
         assert cancelled.is_set()
 
     run(test)
+
+
+def test_a_reader_that_sleeps_gives_its_place_back(
+    serving: Callable[..., Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "FLUSH", 0.5)
+    here = serving(stuck_seconds=0.5)
+    host, port = here.url.removeprefix("http://").split(":")
+    body = json.dumps(
+        {"prompt": "a", "max_tokens": 1_000_000, "stream": True, "logit_bias": {"0": -100}, "logprobs": 20}
+    )
+    with socket.socket() as sleeper:
+        sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        sleeper.connect((host, int(port)))
+        head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        sleeper.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        wait_for(lambda: here.service.engine.stats()["running"] == 1)
+        wait_for(lambda: here.service.engine.stats()["running"] == 0)
+        wait_for(lambda: not here.server.server_state.connections)

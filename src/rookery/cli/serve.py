@@ -24,7 +24,7 @@ def parser() -> options.Parser:
         "/health/ready answers 200 when it is ready. SIGTERM or Ctrl-C lets streams finish;\n"
         "a second one ends at once.",
         epilog="A line of the key file is `sha256:HEX SCOPES NAME`, as --hash-key writes it, or `KEY SCOPES NAME`.\n"
-        "SCOPES: read (lists, tokenize, /metrics), chat (and generate), or admin (and unload).",
+        "SCOPES: read (lists, tokenize, /metrics), chat (and generate), or admin (all).",
     )
     place = made.add_argument_group("place")
     place.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from rookery.server.errors import ApiError, body
 
 LINGER, SPARE = 2.0, 1 << 20  # seconds and bytes for which a refused client may still send before it is cut off
+FLUSH = 30.0  # seconds in which a client has to take what is left for it
 STATUS = {400: "malformed HTTP", 431: "the headers are too large"}
 
 
@@ -115,12 +116,17 @@ class Lingering:
         if self._owner.sending and self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
             self._transport.resume_reading()
-            asyncio.get_running_loop().call_later(LINGER, self._transport.close)
+            asyncio.get_running_loop().call_later(LINGER, self._close)
         else:
-            self._transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(FLUSH, self._transport.abort)
 
     def discard(self, count: int) -> None:
         """So many bytes more were sent in vain."""
         self._left -= count
         if self._left < 0:
-            self._transport.close()
+            self._close()

@@ -24,6 +24,12 @@ from rookery.server.protocol import protocol
 from rookery.server.service import Life, Service, build
 from rookery.server.settings import Settings
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+SPARE_FILES = 256  # besides connections
 HEADERS = 64 << 10  # bytes of a request line and its headers
 Say = Callable[[str], None]
 
@@ -88,6 +94,7 @@ def _config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
 
 def serve(settings: Settings, load: Callable[[], Model], say: Say) -> None:
     """Serve until told to end. `say` gets lines for the terminal. Raises RookeryError for a wrong start."""
+    allow_files(settings.connections)
     listen(settings, load, say).run()
 
 
@@ -97,6 +104,17 @@ def listen(settings: Settings, load: Callable[[], Model], say: Say) -> Server:
     listener = bind(settings)
     life = Life(settings, keys, lambda made: say(f"serving {made.name} at {address(listener)}"))
     return Server(life, lambda: build(settings, load(), life.keys, life.metrics), listener)
+
+
+def allow_files(connections: int) -> None:
+    """Let the process have so many connections, as far as the system lets it: often 1024 files are the default."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def bind(settings: Settings) -> socket.socket:
