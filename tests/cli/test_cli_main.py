@@ -34,7 +34,7 @@ def test_help_and_version(rookery: Any) -> None:
     [
         (["genrate"], "did you mean generate?"),
         (["INFO"], "did you mean info?"),
-        (["xyzzy"], "choose from generate, chat, info"),
+        (["xyzzy"], "choose from generate, chat, serve"),
         (["--frobnicate"], "--frobnicate"),
         (["info", "a", "b"], "unrecognized arguments: b (see rookery info --help)"),
         (["convert", "a"], "required: OUT"),
