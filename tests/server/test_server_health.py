@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -60,6 +61,22 @@ def test_a_draining_server_is_not_ready(serving: Callable[..., Here]) -> None:
     with here.client() as client:
         check(client.get("/health/ready"), 503, "draining")
         check(client.get("/metrics"), 503, "draining")
+        assert client.get("/health/live").status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_without_its_engine_it_is_not_ready(serving: Callable[..., Here]) -> None:
+    here = serving()
+
+    def stop() -> bool:
+        raise SystemExit
+
+    here.service.engine.step = stop  # type: ignore[method-assign]
+    with here.client() as client:
+        with suppress(httpx.ReadTimeout):
+            client.post("/v1/completions", json={"prompt": "a"}, timeout=0.2)  # wakes it
+        here.service.engine._thread.join()  # type: ignore[union-attr]
+        check(client.get("/health/ready"), 503, "engine_stopped")
         assert client.get("/health/live").status_code == 200
 
 

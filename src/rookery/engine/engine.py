@@ -82,6 +82,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="rookery-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def close(self) -> None:
         """Cancel all that runs or waits, and end."""
         with self._changed:

@@ -35,6 +35,8 @@ async def ready(request: Request) -> Health:
     life: Life = request.app.state.life
     if life.phase != "ready":
         raise ApiError(503, f"the server is {life.phase}", code=life.phase, headers={"Retry-After": "2"})
+    if life.service is not None and not life.service.engine.alive:
+        raise ApiError(503, "the engine has stopped; restart the server", code="engine_stopped")
     return Health(status="ok")
 
 
