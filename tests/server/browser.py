@@ -22,10 +22,13 @@ def find() -> str | None:
 
 
 class Browser:
-    """One page in one browser. `troubles`: what went wrong in it: exceptions, refused requests, broken policies."""
+    """One page in one browser. `troubles`: what went wrong in it: exceptions, refused requests, broken policies.
+    `asked`: what the page asked to be confirmed; it is told yes.
+    """
 
     def __init__(self, path: str, profile: Path) -> None:
         self.troubles: list[str] = []
+        self.asked: list[str] = []
         self._count, self._rest, self._session = 0, b"", ""
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
@@ -91,10 +94,6 @@ class Browser:
         self._ask("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
         self._ask("Input.dispatchKeyEvent", type="keyUp", **key)
 
-    def agree(self) -> None:
-        """Say yes to the question that the page asks."""
-        self._ask("Page.handleJavaScriptDialog", accept=True)
-
     # what a person sees
 
     def run(self, expression: str) -> Any:
@@ -119,18 +118,20 @@ class Browser:
     # the pipe: JSON objects with a zero byte behind each
 
     def _ask(self, method: str, **given: Any) -> dict[str, Any]:
+        number = self._send(method, **given)
+        while (answer := self._next()).get("id") != number:
+            self._hear(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return dict(answer["result"])
+
+    def _send(self, method: str, **given: Any) -> int:
         self._count += 1
         message = {"id": self._count, "method": method, "params": given}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._count:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                return dict(answer["result"])
-            self._hear(answer)
+        return self._count
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -148,6 +149,9 @@ class Browser:
             self.troubles.append(str(given["exceptionDetails"].get("exception", given)))
         elif method == "Log.entryAdded" and given["entry"]["level"] == "error":
             self.troubles.append(f"{given['entry']['text']} {given['entry'].get('url', '')}")
+        elif method == "Page.javascriptDialogOpening":
+            self.asked.append(given["message"])
+            self._send("Page.handleJavaScriptDialog", accept=True)
 
 
 def _flags(profile: Path) -> list[str]:

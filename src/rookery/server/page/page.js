@@ -61,14 +61,30 @@ function show(error) {
   byId("error").textContent = error ? error.message : "";
 }
 
-// Runs a handler; what goes wrong in it is shown.
-const told = (handler) => async (...given) => {
-  show(null);
-  try {
-    await handler(...given);
-  } catch (error) {
-    show(error);
-  }
+// What changes the view is done one after the other, in the order in which it was asked for; what goes wrong is shown.
+let last = Promise.resolve();
+const inTurn = (handler) => () => {
+  last = last.then(async () => {
+    show(null);
+    try {
+      await handler();
+    } catch (error) {
+      if (error.name !== "AbortError") show(error);
+    }
+  });
+};
+
+// The server ends a reply in order when it is asked to; one that it has not begun yet is just left.
+function stop() {
+  const { id, abort } = view.running ?? {};
+  if (id) call("POST", `${named("responses", id)}/cancel`).catch(() => abort.abort());
+  else abort?.abort();
+}
+
+// The same for what leads elsewhere: a reply in the making is stopped.
+const leaving = (handler) => () => {
+  stop();
+  inTurn(handler)();
 };
 
 // ---- the talk
@@ -121,7 +137,6 @@ async function drawTalk(all = false) {
   const turns = path(view.at);
   const recent = all ? turns : turns.slice(-RECENT);
   const found = await Promise.all(recent.map((turn) => texts(turn.id)));
-  if (path(view.at).at(-1) !== turns.at(-1)) return; // another was chosen meanwhile
   const nodes = found.flatMap(({ said, thought, reply }, i) => [
     paragraph("said", said),
     ...(thought ? [paragraph("thought", thought)] : []),
@@ -131,7 +146,7 @@ async function drawTalk(all = false) {
   if (recent.length < turns.length) {
     const earlier = document.createElement("button");
     earlier.textContent = `Earlier turns (${turns.length - recent.length})`;
-    earlier.onclick = told(() => drawTalk(true));
+    earlier.onclick = inTurn(() => drawTalk(true));
     nodes.unshift(earlier);
   }
   const log = byId("log");
@@ -145,7 +160,7 @@ function choice(text, onclick) {
   const made = document.createElement("button");
   made.type = "button";
   made.textContent = made.title = text;
-  made.onclick = told(onclick);
+  made.onclick = onclick;
   return made;
 }
 
@@ -167,7 +182,7 @@ function drawn() {
 function drawTurns() {
   const onPath = new Set(path(view.at));
   const items = drawn().map(([depth, turn]) => {
-    const button = choice(turn.text || "(nothing said)", () => stand(turn.id));
+    const button = choice(turn.said || "(nothing said)", leaving(() => stand(turn.id)));
     button.classList.toggle("path", onPath.has(turn));
     if (turn.id === view.at) button.setAttribute("aria-current", "true");
     const item = document.createElement("li");
@@ -185,8 +200,8 @@ function remember() {
 }
 
 // Learn the turns of the talk that is open; `at` is where to stand, by default on its head.
-async function enter(state, at = null) {
-  const known = await get(named("states", state));
+async function enter(state, at = null, known = null) {
+  known ??= await get(named("states", state));
   if (state !== view.state) view.texts.clear();
   view.state = state;
   view.turns = new Map(known.turns.map((turn) => [turn.id, turn]));
@@ -197,7 +212,6 @@ async function enter(state, at = null) {
 }
 
 async function stand(id) {
-  await halt();
   view.at = id;
   remember();
   drawTurns();
@@ -208,7 +222,6 @@ async function stand(id) {
 }
 
 async function begin() {
-  await halt();
   Object.assign(view, { state: null, at: null, turns: new Map(), texts: new Map() });
   remember();
   strip.clear();
@@ -225,18 +238,17 @@ async function drawList(after = null) {
   const found = await get(`/v1/states?limit=20${after ? `&after=${encodeURIComponent(after)}` : ""}`);
   const items = found.data.map((talk) => {
     const title = talk.title || new Date(talk.created_at * 1000).toLocaleString();
-    const button = choice(title, async () => {
-      await halt();
+    const button = choice(title, leaving(async () => {
       strip.clear();
       await enter(talk.id);
       panel("talks", false);
-    });
+    }));
     if (talk.id === view.state) button.setAttribute("aria-current", "true");
-    const remove = choice("×", async () => {
+    const remove = choice("×", inTurn(async () => {
       if (!confirm(`Delete the talk “${title}” and all its turns?`)) return;
       await call("DELETE", named("states", talk.id));
       await (talk.id === view.state ? begin() : drawList());
-    });
+    }));
     remove.className = "delete";
     remove.title = "Delete";
     remove.setAttribute("aria-label", `Delete ${title}`);
@@ -246,7 +258,7 @@ async function drawList(after = null) {
   });
   byId("list")[after ? "append" : "replaceChildren"](...items);
   byId("more").hidden = !found.has_more;
-  byId("more").onclick = told(() => drawList(found.last_id));
+  byId("more").onclick = inTurn(() => drawList(found.last_id));
 }
 
 // ---- the strip: a column for each reading, a row for each layer
@@ -328,34 +340,25 @@ async function say(text) {
   } finally {
     reply.removeAttribute("aria-busy");
     busy(null);
-    if (running.id) await settle(running.id);
-    else undo(); // nothing came of it
+    if (!(running.id && await settle(running.id))) undo();
   }
 }
 
-// Find the turn that a reply has become. One that was stopped gets there a moment later.
+// Stand on the turn that a reply has become; false if it has become none: it was stopped before its first word.
 async function settle(id) {
   const state = `state_${id.slice("resp_".length, -32)}`; // a turn's id is its talk's with its own behind it
-  for (let tries = 0; tries < 10; tries++) {
-    await new Promise((done) => setTimeout(done, 100 * tries));
-    const known = await get(named("states", state)).catch((error) => {
-      if (error.status !== 404) throw error;
-    });
-    if (known?.turns.some((turn) => turn.id === id)) return enter(state, id);
-  }
-  show(new Failure("The server keeps nothing of this reply."));
+  const known = await get(named("states", state)).catch((error) => {
+    if (error.status !== 404) throw error;
+  });
+  if (!known?.turns.some((turn) => turn.id === id)) return false;
+  await enter(state, id, known);
+  return true;
 }
 
 function busy(running) {
   view.running = running;
   byId("send").hidden = Boolean(running);
   byId("stop").hidden = !running;
-}
-
-// Stop what is being written, and wait until it has become a turn.
-async function halt() {
-  view.running?.abort.abort();
-  await view.saying;
 }
 
 // ---- the page
@@ -385,36 +388,33 @@ async function start() {
   });
 }
 
-const send = told(async () => {
+const send = inTurn(async () => {
   const text = byId("text").value.trim();
-  if (!text || view.running) return;
-  byId("text").value = "";
+  if (!text) return;
   if (!view.model) await start();
-  view.saying = say(text).catch((error) => {
-    if (error.name !== "AbortError") show(error);
-  });
-  await view.saying;
+  byId("text").value = "";
+  await say(text);
 });
 
 byId("say").onsubmit = (event) => {
   event.preventDefault();
-  send();
+  if (!view.running) send();
 };
 byId("text").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  send();
+  byId("say").requestSubmit();
 };
-byId("stop").onclick = told(halt);
-byId("new").onclick = told(begin);
+byId("stop").onclick = stop;
+byId("new").onclick = leaving(begin);
 for (const [name, other] of [["talks", "settings"], ["settings", "talks"]]) {
   byId(`show-${name}`).onclick = () => {
     panel(other, false);
     panel(name, !byId(name).classList.contains("shown"));
   };
 }
-byId("fields").elements.key.onchange = told(start);
+byId("fields").elements.key.onchange = inTurn(start);
 keepFields();
 drawTurns();
 strip.clear();
-told(start)();
+inTurn(start)();
