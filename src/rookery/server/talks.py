@@ -170,9 +170,10 @@ class Talks:
 
     def rewind(self, owner: str, id: str, turns: int = 1) -> str:
         """Move a head back; its id, another one where the head has moved on meanwhile. Raises InputError."""
+        session = self.open(owner, id)
         if parse(id).turn is not None:
             raise InputError("a response stays where it is; go back with a state's id, or go on from an older response")
-        return talk_ids.of(self.open(owner, id).rewind(turns))
+        return talk_ids.of(session.rewind(turns))
 
     def delete_turn(self, owner: str, id: str) -> None:
         """Delete a turn that no other follows: heads that stand on it go back to the one before it. The talk stays.
@@ -189,6 +190,7 @@ class Talks:
         """Delete a whole talk. Raises InputError for the id of one of its branches."""
         named = parse(id)
         if named.turn is not None or named.head != MAIN:
+            self._find(owner, named)
             raise InputError("a branch is no talk of its own; delete the whole talk by the id of its main state")
         name = talk_ids.stored(owner, named.talk)
         with _hidden():

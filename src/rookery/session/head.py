@@ -30,8 +30,12 @@ class Head:
         """Bring to the store what it has not yet. Where another process has moved the head, go on under a new name."""
         store, talk = self.tree.store, self.tree.talk.name
         if not self.created:
-            self.tree.keep_initial()
             store.create(self.tree.talk)
+            try:
+                self.tree.keep_initial()
+            except BaseException:  # a talk without its beginning could not be gone on with
+                store.remove(talk)
+                raise
             self.created = True
             if self.name != stores.MAIN:
                 store.move(talk, self.name, None, None)
