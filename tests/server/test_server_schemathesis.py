@@ -1,4 +1,4 @@
-"""Every route against the document that the server gives of itself: no 5xx, and nothing answered that is not described."""
+"""Every route against the document that the server gives of itself: no 5xx, and no answer that it does not describe."""
 
 from __future__ import annotations
 

@@ -197,14 +197,24 @@ class CompletionEvent(Event):
     data: Literal["[DONE]"] | Json[CompletionChunk | ErrorBody]
 
 
-def events(of: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route that answers in JSON or, with `stream`, in such events."""
-    reference = {"$ref": f"{COMPONENTS}{of.__name__}"}
-    content = {"text/event-stream": {"itemSchema": reference}}
-    return ERRORS | {200: {"description": "JSON, or events with `stream`", "content": content}}
+class ResponseEvent(Event):
+    """`event` is the data's type, and the data are as OpenAI's of that type."""
+
+    event: str  # type: ignore[assignment]
+    data: Json[dict[str, Any]]
+
+
+def gives(answer: Any, event: type[Event] | None = None) -> dict[str, Any]:
+    """For the decorator of a route that answers in this JSON or, with `stream`, in such events."""
+    given: dict[str, Any] = {"model": answer}
+    if event is not None:
+        reference = {"$ref": f"{COMPONENTS}{event.__name__}"}
+        given["description"] = "JSON, or events with `stream`"
+        given["content"] = {"text/event-stream": {"itemSchema": reference}}
+    return {"responses": ERRORS | {200: given}, "response_model": None}
 
 
 COMPONENTS = "#/components/schemas/"
 EVENTS: dict[str, Any] = models_json_schema(
-    [(ChatEvent, "validation"), (CompletionEvent, "validation")], ref_template=COMPONENTS + "{model}"
+    [(event, "validation") for event in Event.__subclasses__()], ref_template=COMPONENTS + "{model}"
 )[1]["$defs"]  # for the document: FastAPI knows nothing of streams

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from rookery.engine import Ended, Scored, Wrote
 from rookery.server import choices, tools
-from rookery.server.answers import ChatCompletion, ChatEvent, events
+from rookery.server.answers import ChatCompletion, ChatEvent, gives
 from rookery.server.errors import ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.limits import Limit, compiler, limit
@@ -30,7 +30,7 @@ router = APIRouter()
 ROUTE = "/v1/chat/completions"
 
 
-@router.post(ROUTE, response_model=ChatCompletion, responses=events(ChatEvent))
+@router.post(ROUTE, **gives(ChatCompletion, ChatEvent))
 @router.post("/chat/completions", include_in_schema=False)
 async def chat_completions(
     body: ChatRequest, request: Request, caller: Annotated[Caller, Depends(needs("chat"))]

@@ -17,7 +17,7 @@ from rookery.engine import Ended, Score, Scored, Wrote
 from rookery.errors import TokenError
 from rookery.sampling import Sampling
 from rookery.server import choices
-from rookery.server.answers import Completion, CompletionEvent, events
+from rookery.server.answers import Completion, CompletionEvent, gives
 from rookery.server.errors import ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.limits import compiler, limit
@@ -35,7 +35,7 @@ DEFAULT_TOKENS = 16  # OpenAI's
 Batch = list[Scored | Wrote | Ended]
 
 
-@router.post(ROUTE, response_model=Completion, responses=events(CompletionEvent))
+@router.post(ROUTE, **gives(Completion, CompletionEvent))
 @router.post("/completions", include_in_schema=False)
 async def completions(
     body: CompletionRequest, request: Request, caller: Annotated[Caller, Depends(needs("chat"))]

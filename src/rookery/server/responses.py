@@ -12,7 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from rookery.server import responses_answer, responses_request, talk_ids
-from rookery.server.errors import ERRORS, ApiError
+from rookery.server.answers import ResponseEvent, gives
+from rookery.server.answers_stored import Deleted, Page, StoredResponse
+from rookery.server.errors import ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.responses_shapes import ResponseRequest
 from rookery.server.responses_work import Work
@@ -27,7 +29,7 @@ Reads = Annotated[Caller, Depends(needs("read"))]
 Chats = Annotated[Caller, Depends(needs("chat"))]
 
 
-@router.post(ROUTE, responses=ERRORS)
+@router.post(ROUTE, **gives(StoredResponse, ResponseEvent))
 async def create_response(body: ResponseRequest, request: Request, caller: Chats) -> Response:
     """Say something and be answered. With `stream` the answer is server-sent events, the last of them
     `response.completed`, `response.incomplete` or `response.failed`.
@@ -40,7 +42,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Chats
     return JSONResponse(await while_connected(request, work.finished()))
 
 
-@router.get(ROUTE + "/{id}", responses=ERRORS)
+@router.get(ROUTE + "/{id}", **gives(StoredResponse))
 async def retrieve_response(id: Id, request: Request, caller: Reads) -> dict[str, Any]:
     """A stored response as it was answered, or one in the making."""
     served = service(request)
@@ -49,7 +51,7 @@ async def retrieve_response(id: Id, request: Request, caller: Reads) -> dict[str
     return await run_in_threadpool(_stored, served, caller.owner, id)
 
 
-@router.get(ROUTE + "/{id}/input_items", responses=ERRORS)
+@router.get(ROUTE + "/{id}/input_items", **gives(Page))
 async def list_input_items(
     id: Id,
     request: Request,
@@ -65,7 +67,7 @@ async def list_input_items(
     return page(items, limit, after)
 
 
-@router.delete(ROUTE + "/{id}", responses=ERRORS)
+@router.delete(ROUTE + "/{id}", **gives(Deleted))
 async def delete_response(id: Id, request: Request, caller: Chats) -> dict[str, Any]:
     """Delete the last response of a branch, and with a talk's only one the talk; 400 for a response that others follow,
     which were made of it.
@@ -74,7 +76,7 @@ async def delete_response(id: Id, request: Request, caller: Chats) -> dict[str, 
     return {"id": id, "object": "response", "deleted": True}
 
 
-@router.post(ROUTE + "/{id}/cancel", responses=ERRORS)
+@router.post(ROUTE + "/{id}/cancel", **gives(StoredResponse))
 async def cancel_response(id: Id, request: Request, caller: Chats) -> dict[str, Any]:
     """End a response in the making; what was written is kept. 400 for one that is over."""
     served = service(request)

@@ -13,6 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from rookery.server import states_summary
+from rookery.server.answers import gives
+from rookery.server.answers_stored import Deleted, ImportedState, StateHead, StatePage, StateSummary, StateTree
 from rookery.server.errors import ERRORS, ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.responses_shapes import ForkRequest, RewindRequest
@@ -28,7 +30,7 @@ Reads = Annotated[Caller, Depends(needs("read"))]
 Chats = Annotated[Caller, Depends(needs("chat"))]
 
 
-@router.get(ROUTE, responses=ERRORS)
+@router.get(ROUTE, **gives(StatePage))
 async def list_states(
     request: Request,
     caller: Reads,
@@ -48,7 +50,7 @@ async def list_states(
     }
 
 
-@router.post(ROUTE, responses=ERRORS, openapi_extra={"requestBody": {"required": True, **FILE}})
+@router.post(ROUTE, **gives(ImportedState), openapi_extra={"requestBody": {"required": True, **FILE}})
 async def import_state(request: Request, caller: Chats) -> dict[str, Any]:
     """A new talk that begins with the state in a safetensors file, as an export gives it."""
     talks = service(request).talks
@@ -56,7 +58,7 @@ async def import_state(request: Request, caller: Chats) -> dict[str, Any]:
     return {"id": id, "object": "state"}
 
 
-@router.get(ROUTE + "/{id}", responses=ERRORS)
+@router.get(ROUTE + "/{id}", **gives(StateTree))
 async def retrieve_state(id: Id, request: Request, caller: Reads) -> dict[str, Any]:
     """The tree of a talk's turns, each a response by its id, with the beginnings of their texts; and its heads."""
     info = await run_in_threadpool(service(request).talks.info, caller.owner, id)
@@ -64,14 +66,14 @@ async def retrieve_state(id: Id, request: Request, caller: Reads) -> dict[str, A
     return _listed(info.talk) | {"id": info.id, "at": info.at, "turns": turns, "heads": info.heads}
 
 
-@router.delete(ROUTE + "/{id}", responses=ERRORS)
+@router.delete(ROUTE + "/{id}", **gives(Deleted))
 async def delete_state(id: Id, request: Request, caller: Chats) -> dict[str, Any]:
     """Delete a talk with all its turns and branches."""
     await run_in_threadpool(service(request).talks.delete, caller.owner, id)
     return {"id": id, "object": "state", "deleted": True}
 
 
-@router.post(ROUTE + "/{id}/fork", responses=ERRORS)
+@router.post(ROUTE + "/{id}/fork", **gives(StateHead))
 async def fork_state(id: Id, body: ForkRequest, request: Request, caller: Chats) -> dict[str, Any]:
     """Another head of the talk, where `id` stands or at a response of it; both go on, each for itself."""
     talks = service(request).talks
@@ -79,7 +81,7 @@ async def fork_state(id: Id, body: ForkRequest, request: Request, caller: Chats)
     return await _head(service(request), caller, made)
 
 
-@router.post(ROUTE + "/{id}/rewind", responses=ERRORS)
+@router.post(ROUTE + "/{id}/rewind", **gives(StateHead))
 async def rewind_state(id: Id, body: RewindRequest, request: Request, caller: Chats) -> dict[str, Any]:
     """Move a head back. The turns stay: responses after it can still be gone on with."""
     moved = await run_in_threadpool(service(request).talks.rewind, caller.owner, id, body.turns)
@@ -95,7 +97,7 @@ async def export_state(
     return Response(data, media_type=BYTES, headers={"Content-Disposition": f'attachment; filename="{id}.safetensors"'})
 
 
-@router.get(ROUTE + "/{id}/summary", responses=ERRORS)
+@router.get(ROUTE + "/{id}/summary", **gives(StateSummary))
 async def summarise_state(
     id: Id, request: Request, caller: Reads, at: Annotated[str | None, Query(max_length=200)] = None
 ) -> dict[str, Any]:
