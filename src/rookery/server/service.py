@@ -84,7 +84,7 @@ class Service:
             await asyncio.wait(self.tasks, timeout=self.settings.store_seconds)
         await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self.store.close)
-        self.records.close()
+        await asyncio.to_thread(self.records.close)
 
 
 def build(settings: Settings, model: Model, keys: Keys, metrics: Metrics) -> Service:
