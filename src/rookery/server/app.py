@@ -56,9 +56,10 @@ def make(life: Life, load: Load, failed: Callable[[BaseException], None] | None 
         redirect_slashes=False,
     )
     app.state.life = life
-    errors.install(app)
-    for name in ROUTES:
-        app.include_router(import_module(f"rookery.server.{name}").router)
+    routers = [import_module(f"rookery.server.{name}").router for name in ROUTES]
+    errors.install(app, routers)
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(Door, life=life)
     if life.settings.cors:
         app.add_middleware(

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from rookery import errors
 
@@ -107,13 +109,24 @@ def _of_rookery(error: errors.RookeryError) -> ApiError | None:
 
 
 def _validation(error: RequestValidationError) -> ApiError:
-    """The first complaint: what is wrong with which field."""
-    first = error.errors()[0]
+    """What is wrong with which field. Where one of several forms was wanted, the one that went furthest complains."""
+    first = max(error.errors(), key=lambda complaint: len(complaint["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}")
-    place = [str(part) for part in first["loc"][1:]]
-    param = ".".join(place)[:200] or None
+    place = first["loc"][1:] if first["loc"][0] != "body" else _within(error.body, first)
+    param = ".".join(map(str, place))[:200] or None
     return ApiError(400, f"{param or first['loc'][0]}: {first['msg']}"[:500], param=param)
+
+
+def _within(body: Any, complaint: Mapping[str, Any]) -> list[str | int]:
+    """The place in the body, without the names of forms that pydantic puts between."""
+    found: list[str | int] = []
+    for part in complaint["loc"][1:]:
+        if isinstance(body, Mapping | list):
+            with suppress(LookupError, TypeError):
+                body = body[part]
+                found.append(part)
+    return [*found, complaint["loc"][-1]] if complaint["type"] == "missing" else found
 
 
 def body(error: Exception) -> dict[str, Any]:
@@ -128,14 +141,25 @@ def answer(error: Exception) -> Response:
     return JSONResponse(body(error), told.status if told else 500, headers=told.headers if told else None)
 
 
-async def _answer(_: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
     if as_api(error) is None:
         raise error
-    return answer(error)
+    found = answer(error)
+    if found.status_code == 405:
+        found.headers["Allow"] = _allowed(request)
+    return found
 
 
-def install(app: FastAPI) -> None:
+def _allowed(request: Request) -> str:
+    """All methods of the path: each is a route of its own, and Starlette names those of one."""
+    routes = [route for router in request.app.state.routers for route in router.routes]
+    there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in there for method in route.methods}))
+
+
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Answer errors of the routes so."""
+    app.state.routers = routers
     for kind in (ApiError, RequestValidationError, HTTPException, errors.RookeryError):
         app.add_exception_handler(kind, _answer)
 
