@@ -51,8 +51,7 @@ class _Hot:
                 if id not in self.seen:
                     self.seen.add(id)
                     self.names[id] = self.names[called(node)] = id
-        found = self.names.get(name)
-        return None if found in self.tree.unsaved else found
+        return self.names.get(name)
 
 
 class Talks:
@@ -227,7 +226,7 @@ class Talks:
                 hot.tree.refresh()
             return hot, at, named.head
         at = hot.find(named.turn)
-        if at is None or at not in heads.values():  # not known here yet, or deleted elsewhere
+        if at is None or at not in heads.values():  # not known here yet, deleted elsewhere, or never kept
             there = self.store.nodes(name)
             hot.tree.nodes.update(there)
             if (at := hot.find(named.turn)) not in there:

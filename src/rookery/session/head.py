@@ -24,7 +24,6 @@ class Head:
         self.tree.nodes[node.id] = node
         self.at = node.id
         self._unsaved.append(node)
-        self.tree.unsaved.add(node.id)
 
     def keep(self) -> None:
         """Bring to the store what it has not yet. Where another process has moved the head, go on under a new name."""
@@ -42,7 +41,6 @@ class Head:
         while self._unsaved:
             node = self._unsaved[0]
             self._placed(node.id, store.add(talk, node, self.name, self._stored))
-            self.tree.unsaved.discard(node.id)
             self._unsaved.pop(0)
         if self._stored != self.at:
             self._placed(self.at, store.move(talk, self.name, self._stored, self.at))

@@ -96,7 +96,6 @@ class Tree:
     def __init__(self, model: Model, store: Store, talk: Talk, initial: State, live: Live | None = None) -> None:
         self.model, self.store, self.talk, self.initial = model, store, talk, initial
         self.nodes: dict[str, Node] = {}
-        self.unsaved: set[str] = set()  # of these, those that the store does not have
         start = sha256(initial.flat.tobytes()).hexdigest()
         arithmetic = model.arithmetic + (", states in float16" if store.half else "")
         self.owner: str = json.loads(talk.settings).get("owner", "")
@@ -179,7 +178,6 @@ class Tree:
             at, point = 0, None
             part = _Part(None, base, tokens, {*marks})
             while True:
-                part.ends = self._ends(part)
                 parts.append(part)
                 at, point = self._latest(part)
                 if point is not None or part.base.id is None:
@@ -219,7 +217,8 @@ class Tree:
         """The last of its ends that is known, and what is known there."""
         total = len(part.tokens)
         if part.place is not None and (point := self._live.get(part.place)) is not None:
-            return total, point
+            return total, point  # without a look at its tokens, which may be many
+        part.ends = self._ends(part)
         for end, prefix in reversed(part.ends):
             if (point := self._snapshot(prefix.key)) is not None:
                 if part.place is not None and end == total:
