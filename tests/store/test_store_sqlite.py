@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -364,3 +365,17 @@ def test_a_removed_talk_is_not_in_the_file(made: SQLite, path: Path) -> None:
     made.put(key_of(6), snapshot())
     kept = b"".join(p.read_bytes() for p in path.parent.iterdir() if p.is_file() and p.suffix != ".db-shm")
     assert b"plugh" not in kept
+
+
+def test_a_thread_that_waits_for_another_programs_lock_lets_the_others_read(path: Path) -> None:
+    with SQLite(path, timeout=20) as kept, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        kept.create(talk())
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(kept.add, "first", turn(None, 1), "main", None)
+            for _ in range(100):
+                assert kept.nodes("first") == {}
+            assert not waiting.done()
+            other.execute("COMMIT")
+            assert waiting.result()
+        assert len(kept.nodes("first")) == 1

@@ -22,6 +22,7 @@ from rookery import errors
 APPLICATION = int.from_bytes(b"Rook")  # what `file` and SQLite see in the header
 FORMAT = 1
 LOG_LIMIT = 64 << 20  # bytes that the log keeps on disk after a checkpoint
+GLANCE = 0.02  # seconds in which it holds up the other threads while it looks for another program's lock to go
 PATIENCE = 2.0  # seconds that a cache's write waits for a lock; a state can be computed again
 
 SCHEMA = """
@@ -78,19 +79,23 @@ class Database:
 
         Not `durable`: it may be lost, whole, if the machine stops, and it does not wait long for a lock.
         """
-        with self.reading(patient=durable) as connection:
-            if connection.in_transaction:  # of a block around this one, which makes it durable or not
-                yield connection
-                return
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # it may not have begun, and a full disk has rolled it back
-                    connection.execute("ROLLBACK")
-                raise
+        until = time.monotonic() + (self.timeout if durable else min(PATIENCE, self.timeout))
+        while True:
+            with self.reading() as connection:
+                if connection.in_transaction:  # of a block around this one, which makes it durable or not
+                    yield connection
+                    return
+                if _begun(connection, durable, until):
+                    connection.execute(f"PRAGMA busy_timeout = {round(1000 * self.timeout)}")
+                    try:
+                        yield connection
+                        connection.execute("COMMIT")
+                    except BaseException:
+                        with suppress(sqlite3.Error):  # a full disk has rolled it back
+                            connection.execute("ROLLBACK")
+                        raise
+                    return
+            time.sleep(GLANCE / 2)  # other threads may read meanwhile
 
     def empty_log(self) -> None:
         """Bring what the log holds into the file, and let go of the log's bytes, unless someone still reads it."""
@@ -107,6 +112,23 @@ class Database:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
+
+
+def _begun(connection: sqlite3.Connection, durable: bool, until: float) -> bool:
+    """Whether the write lock was to be had at a glance; raises when it is past the time."""
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * GLANCE)}")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not _is_busy(error) or time.monotonic() >= until:
+            raise
+        return False
+    return True
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _connect(path: str, timeout: float) -> sqlite3.Connection:
@@ -169,7 +191,7 @@ def _log_ahead(connection: sqlite3.Connection, timeout: float) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if not _is_busy(error) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
 
