@@ -19,6 +19,7 @@ from rookery.engine import Engine
 from rookery.server import talk_ids
 from rookery.server.reading import through
 from rookery.server.talks import Talks
+from rookery.session.tree import Place
 from rookery.store import Node, Store
 from rookery.store.memory import Memory
 
@@ -60,6 +61,15 @@ def words(session: Session) -> list[tuple[str, str]]:
     return [(turn.user, turn.reply) for turn in session.turns]
 
 
+def forget(store: Any, session: Session) -> None:
+    """Every state of a talk is gone."""
+    tree = session._tree
+    tree._live.clear()
+    for node in tree.nodes.values():
+        for n in range(len(node.tokens) + 1):
+            store._drop(tree.prefix(Place(node.id, n)).key)
+
+
 # the slow truth
 
 
@@ -89,14 +99,15 @@ def test_states_are_read_anew_by_the_engine(talks: Talks, tiny_v7: Any) -> None:
     engine.start()
     try:
         again = Talks(tiny_v7, talks.store, read=through(engine))
-        name = talks.open("me", id).name
-        for node in talks.store.nodes(name).values():
-            talks.store._drop(node.key)  # type: ignore[attr-defined]
+        forget(talks.store, talks.open("me", id))
         assert again.state("me", id).vector().tobytes() == whole
         read = engine.stats()["tokens_read"]
-        assert read > 12
+        assert read == len(talks.open("me", id).tokens)
         assert again.state("me", id).vector().tobytes() == whole
         assert engine.stats()["tokens_read"] == read  # at hand now
+        forget(talks.store, again.open("me", id))
+        assert again.state("me", id).vector().tobytes() == whole  # nothing shared was changed
+        assert engine.stats()["tokens_read"] == 2 * read
     finally:
         engine.close()
 
