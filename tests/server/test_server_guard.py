@@ -156,6 +156,11 @@ def test_an_announced_body_that_is_too_large_is_413_before_it_is_sent(echo: Here
     assert status_of(raw(echo, head)) == 413
 
 
+def test_a_refused_client_may_send_on_for_a_while_and_then_read_why(echo: Here) -> None:
+    head = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1073741824\r\n\r\n"
+    assert status_of(raw(echo, head, *[b"a" * 1000] * 3, pause=0.1)) == 413
+
+
 def test_of_a_gigabyte_in_chunks_little_is_read(echo: Here) -> None:
     sent = 0
 

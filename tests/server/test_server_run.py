@@ -196,6 +196,7 @@ def test_sigterm_lets_a_stream_finish_and_takes_nothing_new(process: Callable[..
     wait_for(lambda: _refuses(server))
     assert server.process.poll() is None, "the stream was over before the server could be seen to wait"
     text = stream.end()
+    assert "requests in flight: 1, with 30 s" in server.said
     assert text.endswith("data: [DONE]\n\n")
     assert '"finish_reason":"length"' in text
     assert server.process.wait(PATIENCE) == 0

@@ -31,6 +31,7 @@ except ImportError:  # Windows has no such limit
 
 SPARE_FILES = 256  # besides connections
 HEADERS = 64 << 10  # bytes of a request line and its headers
+log = logging.getLogger("rookery.server")
 Say = Callable[[str], None]
 
 
@@ -65,6 +66,11 @@ class Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)  # the store stands a kill -9, so also this
         self.end()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if left := len(self.server_state.tasks):
+            log.info("ending; requests in flight: %d, with %g s to finish", left, self.life.settings.drain_seconds)
+        await super().shutdown(sockets)
 
     def end(self) -> None:
         """Let what is in flight finish, and take nothing new."""
@@ -149,10 +155,9 @@ def log_to_stderr(level: str) -> None:
     """One line for each message; uvicorn's own chatter only at "debug"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    ours = logging.getLogger("rookery.server")
-    ours.addHandler(handler)
-    ours.setLevel(level.upper())
-    ours.propagate = False
+    log.addHandler(handler)
+    log.setLevel(level.upper())
+    log.propagate = False
     theirs = logging.getLogger("uvicorn")
     theirs.addHandler(handler)
     theirs.setLevel("DEBUG" if level == "debug" else "CRITICAL")
