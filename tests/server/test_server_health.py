@@ -64,6 +64,12 @@ def test_a_draining_server_is_not_ready(serving: Callable[..., Here]) -> None:
         assert client.get("/health/live").status_code == 200
 
 
+def test_told_to_end_it_is_draining_at_once(serving: Callable[..., Here]) -> None:
+    here = serving()
+    here.server.end()
+    assert here.life.phase == "draining"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_without_its_engine_it_is_not_ready(serving: Callable[..., Here]) -> None:
     here = serving()
