@@ -76,7 +76,9 @@ class Roles:
         return SEPARATOR.join(filter(None, turns))
 
     def follow(self, messages: Sequence[Message], *, think: str | None = None, tools: Sequence[Any] = ()) -> str | None:
-        return continued(self, messages[-3:], think, tools)  # no turn looks further back, so no talk grows slower
+        # No turn looks further back than the reply: what was said before it, be it a book, is not rendered again.
+        said = [Message(role=message["role"], content=".") for message in messages[-3:-2]]
+        return continued(self, [*said, *messages[-2:]], think, tools)
 
     def opening(self, messages: Sequence[Message], *, think: str | None = None, tools: Sequence[Any] = ()) -> str:
         self._mode(think, tools)
