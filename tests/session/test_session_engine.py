@@ -82,6 +82,15 @@ def test_cut_short_elsewhere_it_goes_on_as_if_it_had_not_been() -> None:
     same(cut, whole)
 
 
+def test_a_cut_reply_goes_on_to_its_own_stop_text() -> None:
+    whole, cut = (Session(gosling(), seed=1) for _ in range(2))
+    once = whole.say("Hello", 60, stop=["you"])
+    _ = cut.say("Hello", 2, stop=["you"]).text
+    assert cut.proceed(58).text == once.text
+    assert once.stop_reason == cut.turns[0].stop_reason == "stop"
+    same(cut, whole)
+
+
 class Still:
     """A model that must not compute."""
 

@@ -100,14 +100,14 @@ class Talks:
         noted = settings.noted(chosen, system, think, tools, drawn_from, owner, title)
         tree = new(self.model, self.store, talk_ids.fresh(owner), noted, state, self._live)
         hot = self._add(tree.talk.name, _Hot(tree, chosen or settings.template(None, tree)))
-        return Session.at_turn(tree, None, MAIN, hot.template, sampling, created=False)
+        return Session.standing(Head(tree, MAIN, None, created=False), hot.template, sampling)
 
     def open(self, owner: str, id: str) -> Session:
         """Stand at the turn or head that `id` names. What is said there is a branch of its own where a head stands
         elsewhere by then. Raises NoSuchTalk, StateError for another model's talk.
         """
         hot, at, head = self._find(owner, parse(id))
-        return Session.at_turn(hot.tree, at, head, hot.template)
+        return Session.standing(Head(hot.tree, head, at), hot.template)
 
     def turn(self, owner: str, id: str) -> Turn:
         """The turn that a response's id names. Raises NoSuchTalk."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from rookery import chat
 from rookery.errors import InputError, TemplateError
-from rookery.session.reply import Asked
+from rookery.session.request import Asked
 from rookery.session.tree import Place, Tree
 from rookery.store import Node, Span
 from rookery.tokenizer.simple import encode_text

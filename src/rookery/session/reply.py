@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rookery.chat import Template
 from rookery.errors import InputError
-from rookery.sampling import Sampler, Sampling
-from rookery.session.tree import Place, Point, Reading
+from rookery.sampling import Sampler
+from rookery.session.request import Asked, Request, record
+from rookery.session.tree import Point, Reading
 from rookery.state import State
 from rookery.store import Node, Prefix, Span
-from rookery.stream import Array, Constraint, Draft, Progress, Stream
+from rookery.stream import Array, Draft, Progress, Stream
 
 if TYPE_CHECKING:
     from rookery.session.session import Session
@@ -23,35 +21,6 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound=Draft)
 WORTH = 64  # tokens read for which a snapshot of what was asked is made: it may be asked again
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a reply answers, as tokens that continue `base`, and who said them."""
-
-    base: Place
-    tokens: list[int]
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One call of `say` or `proceed`: all that a reply depends on besides the talk so far."""
-
-    parent: str | None
-    messages: tuple[tuple[str, str], ...]  # role and content of each that is said
-    asked: Callable[[], Asked]
-    template: Template
-    options: Mapping[str, Any]  # of the template: think, tools
-    max_tokens: int
-    sampling: Sampling
-    sampler: Mapping[str, Any]  # its state before
-    limits: Mapping[str, Any] = field(default_factory=dict)  # schema, regex or grammar
-    constraint: Constraint | None = None  # made of these
-    before: tuple[int, ...] = ()  # tokens of this reply that were written in an earlier call
-    begun: str = ""  # what the prompt has already written of the reply
-    note: dict[str, Any] = field(default_factory=dict)  # of whoever asks; JSON
-    stops: tuple[str, ...] = ()  # texts that end it, besides the template's
 
 
 class Reply:
@@ -239,7 +208,7 @@ class Reply:
             tail=draft.tail,
             messages=(*request.messages, ("assistant", self._raw)),
             stop=stop,
-            sampling=_record(request, len(asked.tokens), draft.sampler),
+            sampling=record(request, len(asked.tokens), draft.sampler),
             key=tree.key(asked.base, tokens),
             created=time.time(),
         )
@@ -253,22 +222,3 @@ def _with_reply(spans: tuple[Span, ...], begin: int, end: int) -> tuple[Span, ..
         *spans_, last = spans
         return (*spans_, Span("assistant", last.begin, end))
     return (*spans, Span("assistant", begin, end))
-
-
-def _record(request: Request, asked: int, sampler: Sampler) -> str:
-    """`asked`: how many of the turn's tokens the model did not draw."""
-    settings = {name: value for name, value in asdict(request.sampling).items() if name != "logit_bias"}
-    bias = {str(token): repr(value) for token, value in request.sampling.logit_bias.items()}
-    noted = {"note": dict(request.note)} if request.note else {}
-    return json.dumps(
-        noted
-        | {
-            "settings": settings | {"logit_bias": bias},
-            "asked": asked,
-            **request.options,
-            "before": dict(request.sampler),
-            "after": sampler.state(),
-            "limits": dict(request.limits),
-        },
-        sort_keys=True,
-    )

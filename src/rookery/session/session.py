@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 from rookery import chat
 from rookery import store as stores
@@ -19,11 +16,12 @@ from rookery.sampling import Sampling
 from rookery.session import file, settings
 from rookery.session.ask import Writer
 from rookery.session.head import Head
-from rookery.session.reply import Asked, Reply, Request
-from rookery.session.tree import Place, Point, Tree, initial, new
+from rookery.session.reply import Reply
+from rookery.session.request import Request, going_on
+from rookery.session.tree import Place, Point, Tree, free_name, initial, new
 from rookery.session.turns import Turn, drawn, message, said, turn
 from rookery.state import State
-from rookery.store import Node, Span, Store
+from rookery.store import Node, Store
 from rookery.store.node import check_name
 from rookery.stream import Progress
 
@@ -65,10 +63,7 @@ class Session:
         check_name(head, "branch")
         noted = settings.noted(template, system, think, tools, model.sampler(sampling, seed).seed, owner, title)
         kept = stores.open(store)
-        if name is not None and _taken(kept, check_name(name)):
-            raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
-        name = _fresh_name() if name is None else name
-        tree = new(model, kept, name, noted, state)
+        tree = new(model, kept, free_name(kept, name), noted, state)
         self._set(Head(tree, head, None, created=False), template, sampling)
 
     def _set(self, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> None:
@@ -84,26 +79,13 @@ class Session:
         self._reply: Reply | None = None
 
     @classmethod
-    def _of(cls, head: Head, template: str | chat.Template | None, sampling: Sampling | None) -> Session:
+    def standing(
+        cls, head: Head, template: str | chat.Template | None = None, sampling: Sampling | None = None
+    ) -> Session:
+        """Stand where `head` does, and move it, if it stands there then; else on a head of its own."""
         session = object.__new__(cls)
         session._set(head, template, sampling)
         return session
-
-    @classmethod
-    def at_turn(
-        cls,
-        tree: Tree,
-        at: str | None,
-        head: str,
-        template: chat.Template | None = None,
-        sampling: Sampling | None = None,
-        *,
-        created: bool = True,
-    ) -> Session:
-        """Stand at a turn of `tree`. What is said there moves `head`, if it stands there then; else it gets a head of
-        its own. `created`: whether the talk is in its store.
-        """
-        return cls._of(Head(tree, head, at, created), template, sampling)
 
     # going on
 
@@ -162,23 +144,13 @@ class Session:
         if at is None or (node := self._tree.nodes[at]).stop not in CUT:
             raise InputError("there is no reply that was cut, so nothing to go on with: say something")
         record = self._record(at)
-        cut = record["asked"]
-        spans = tuple(Span(s.role, s.begin, min(s.end, cut)) for s in node.spans if s.begin < cut)
-        written = self.model.tokenizer.decode(node.tokens[cut:])
         request = Request(
-            parent=node.parent,
-            messages=node.messages[:-1],
-            asked=lambda: Asked(Place(node.base, node.kept), [*node.tokens[:cut]], spans),
+            **going_on(node, record, self.model.tokenizer),
             template=self.template,
             options={"think": record["think"], "tools": record.get("tools", self.settings["tools"])},
             max_tokens=whole("max_tokens", max_tokens),
             sampling=self.sampling,
-            sampler=record["after"],
-            limits=record["limits"],
             constraint=settings.constraint(self.model, self.template, record["limits"]),
-            before=node.tokens[cut:],
-            begun=node.messages[-1][1].removesuffix(written),
-            note=record.get("note", {}),
         )
         return self._begin(request, progress)
 
@@ -238,7 +210,7 @@ class Session:
     @property
     def turns(self) -> list[Turn]:
         """The talk so far."""
-        return [self._turn(node) for node in self._tree.path(self.at)]
+        return [turn(node, self.template) for node in self._tree.path(self.at)]
 
     @property
     def tokens(self) -> list[int]:
@@ -264,7 +236,7 @@ class Session:
             self._tree.refresh()
         heads = self._tree.store.heads(self.name) if self._head.created else {}
         return [
-            (depth, self._turn(node), standing, node.id == here)
+            (depth, turn(node, self.template), standing, node.id == here)
             for depth, node, standing in drawn(self._tree.nodes, heads)
         ]
 
@@ -316,7 +288,7 @@ class Session:
             raise InputError(f"this talk has a branch {name!r} already; choose another name")
         else:
             self._tree.store.move(self.name, name, None, at)
-        new = self._of(head, self.template, self.sampling)
+        new = self.standing(head, self.template, self.sampling)
         new.think, new.tools = self.think, self.tools
         return new
 
@@ -348,7 +320,7 @@ class Session:
         file.check(talk, model, f"talk {name!r}", allow_lineage)
         tree = Tree(model, kept, talk, initial(model, kept, talk, state))
         tree.refresh()
-        return cls._of(Head(tree, head, heads[head]), template, sampling)
+        return cls.standing(Head(tree, head, heads[head]), template, sampling)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the talk with all its branches and the state it stands at to one file, whole or not at all."""
@@ -378,7 +350,7 @@ class Session:
         """
         kept = stores.open(store)
         tree, heads, head = file.read(path, model, kept, allow_lineage)
-        return cls._of(Head(tree, head, heads[head]), template, sampling)
+        return cls.standing(Head(tree, head, heads[head]), template, sampling)
 
     def _messages(self, at: str | None) -> list[chat.Message]:
         system = [("system", self.system)] if self.system else []
@@ -394,20 +366,5 @@ class Session:
         """How the reply of a turn was drawn."""
         return dict(json.loads(self._tree.nodes[at].sampling))
 
-    def _turn(self, node: Node) -> Turn:
-        return turn(node, self.template)
-
     def __repr__(self) -> str:
         return f"Session({self.name!r}, {len(self._tree.path(self._head.at))} turns, {self.model!r})"
-
-
-def _taken(store: Store, name: str) -> bool:
-    with suppress(NoSuchTalk):
-        with suppress(FileError):  # one that cannot be read has the name all the same
-            store.talk(name)
-        return True
-    return False
-
-
-def _fresh_name() -> str:
-    return f"{time.strftime('%Y-%m-%d-%H%M')}-{uuid4().hex[:6]}"

@@ -11,12 +11,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from rookery import tokenizer as tokenizers
-from rookery.errors import StateError
+from rookery.errors import FileError, InputError, NoSuchTalk, StateError
 from rookery.model import Model
 from rookery.state import State
 from rookery.store import SCHEMA, Node, Prefix, Snapshot, Store, Talk, beginning, root
@@ -274,6 +276,17 @@ def _flat(point: Point, at: int, parts: Sequence[_Part]) -> Reading:
             reading.turns.append((begin + total, part.place))
         at = 0
     return reading
+
+
+def free_name(store: Store, name: str | None) -> str:
+    """`name`, or one that is made up, for a new talk. Raises InputError if it is taken, or is none."""
+    if name is None:
+        return f"{time.strftime('%Y-%m-%d-%H%M')}-{uuid4().hex[:6]}"
+    with suppress(NoSuchTalk):
+        with suppress(FileError):  # one that cannot be read has the name all the same
+            store.talk(name)
+        raise InputError(f"there is a talk {name!r} in this store already; go on with it, or choose another name")
+    return name
 
 
 def new(
