@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -400,6 +402,66 @@ def test_a_function_is_called_and_answered(official: Any) -> None:
     assert types[-1] == "response.completed"
     (call,) = heard.get_final_response().output
     assert call.type == "function_call"
+
+
+def test_the_official_asynchronous_client_streams_side_by_side(gosling: Any) -> None:
+    async def story(client: Any, text: str) -> str:
+        async with client.responses.stream(
+            model="gosling", input=text, max_output_tokens=30, extra_body=GREEDY
+        ) as heard:
+            types = [event.type async for event in heard]
+        assert types[0] == "response.created"
+        assert types[-1] in ("response.completed", "response.incomplete")
+        last = await client.responses.create(model="gosling", input=text, max_output_tokens=30, extra_body=GREEDY)
+        return str(last.output_text)
+
+    async def stories(url: str) -> list[str]:
+        settings = {"max_retries": 0, "_strict_response_validation": True}
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", **settings) as client:  # type: ignore[arg-type]
+            return await asyncio.gather(*(story(client, text) for text in texts))
+
+    texts = ["One.", "Tell me of a king.", "Why is the sky blue?", "Good morning!"]
+    with Here(gosling) as server:
+        found = asyncio.run(stories(server.url))
+    assert found == [Session(gosling).say(text, 30).text for text in texts]
+
+
+def test_thoughts_are_an_item_of_their_own(serving: Callable[..., Here]) -> None:
+    server = serving(template="g1")
+    with server.client() as client:
+        made = ask(client, "Hello.", think="on", max_output_tokens=12)
+        (item,) = made["output"]
+        assert (item["type"], item["status"]) == ("reasoning", "incomplete")
+        assert item["content"][0]["text"]
+        details = made["usage"]["output_tokens_details"]
+        assert 0 < details["reasoning_tokens"] <= made["usage"]["output_tokens"] == 12
+        assert client.get(f"/v1/responses/{made['id']}").json() == made
+        (spoken,) = ask(client, "And?", made["id"], reasoning={"effort": "none"}, max_output_tokens=12)["output"]
+        assert spoken["type"] == "message"
+
+
+def test_a_record_says_what_entered_what_changed_and_what_left(
+    serving: Callable[..., Here], tiny_v7: Any, tmp_path: Path
+) -> None:
+    server = serving(store=str(tmp_path), records=True)
+    with server.client() as client:
+        first = ask(client, "Hello.", max_output_tokens=5, **GREEDY)
+        second = ask(client, "On.", first["id"], max_output_tokens=5, **GREEDY)
+    path = tmp_path / "records.jsonl"
+    lines = wait_for(
+        lambda: path.exists() and len(path.read_text().splitlines()) == 2 and path.read_text().splitlines()
+    )
+    truth = Session(tiny_v7)
+    truth.say("Hello.", 5).text  # noqa: B018
+    before = truth.state
+    truth.say("On.", 5).text  # noqa: B018
+    record = json.loads(lines[1])
+    assert record["entered"]["tokens"] + record["left"]["tokens"] == truth.tokens[len("Hello.") + 5 :]
+    assert record["entered"]["cached"] == len("Hello.") + 5
+    assert (record["changed"]["before"], record["changed"]["after"]) == (first["id"], second["id"])
+    moved = (truth.state.flat - before.flat).reshape(tiny_v7.config.n_layer, -1)
+    assert record["changed"]["delta"] == pytest.approx((moved.astype(float) ** 2).mean(1) ** 0.5)
+    assert record["left"]["stop_reason"] == "length"
 
 
 def test_a_request_that_waits_in_vain_is_told_to_come_again(serving: Callable[..., Here]) -> None:
