@@ -259,6 +259,7 @@ def test_the_last_turn_of_a_branch_can_be_cut_off(kept: Store) -> None:
         kept.cut("second", one.id)
     kept.cut("first", two.id)
     assert kept.nodes("first") == {one.id: one, side.id: side}
+    assert [kept.has_turn("first", node.id) for node in (one, two, side)] == [True, False, True]
     assert kept.heads("first") == {"main": one.id, "side": side.id, "mark": one.id}
     assert [kept.has(node.key) for node in (one, two, side)] == [True, False, True]
     with pytest.raises(errors.InputError, match="other turns follow"):

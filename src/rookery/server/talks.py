@@ -226,11 +226,11 @@ class Talks:
                 hot.tree.refresh()
             return hot, at, named.head
         at = hot.find(named.turn)
-        if at is None or at not in heads.values():  # not known here yet, deleted elsewhere, or never kept
-            there = self.store.nodes(name)
-            hot.tree.nodes.update(there)
-            if (at := hot.find(named.turn)) not in there:
-                raise unknown()
+        if at is None:  # another process may have made it
+            hot.tree.refresh()
+            at = hot.find(named.turn)
+        if at is None or not (at in heads.values() or self.store.has_turn(name, at)):  # deleted elsewhere, or never kept
+            raise unknown()
         return hot, at, next((head for head in sorted(heads) if heads[head] == at), MAIN)
 
     def _heads(self, name: str) -> dict[str, str | None]:

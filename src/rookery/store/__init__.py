@@ -56,6 +56,9 @@ class Store(Protocol):
     def nodes(self, name: str) -> dict[str, Node]:
         """Every turn of the talk by its id. Raises as `talk` does; DamagedFile names the turn."""
 
+    def has_turn(self, name: str, turn: str) -> bool:
+        """Whether the talk has it, found without a look at the others. Raises NoSuchTalk."""
+
     def heads(self, name: str) -> dict[str, str | None]:
         """Where each head is: the id of a turn, or None before the first."""
 

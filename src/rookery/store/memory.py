@@ -117,6 +117,10 @@ class Memory(Cache):
         with self._lock:
             return dict(self._of(name).nodes)
 
+    def has_turn(self, name: str, turn: str) -> bool:
+        with self._lock:
+            return turn in self._of(name).nodes
+
     def heads(self, name: str) -> dict[str, str | None]:
         with self._lock:
             return dict(self._of(name).heads)

@@ -296,6 +296,10 @@ class Redis(Cache):
         rows = self._ask("HGETALL", f"{PREFIX}turns:{name}").items()
         return read_turns(self._where, name, [(_text(id), _text(body)) for id, body in rows])
 
+    def has_turn(self, name: str, turn: str) -> bool:
+        self._check(name)
+        return bool(self._ask("HEXISTS", f"{PREFIX}turns:{name}", turn))
+
     def heads(self, name: str) -> dict[str, str | None]:
         self._check(name)
         return {_text(h): _text(id) or None for h, id in self._ask("HGETALL", f"{PREFIX}heads:{name}").items()}

@@ -165,6 +165,10 @@ class SQLite(Cache):
             rows = db.execute("SELECT id, body FROM turn WHERE talk = ?", (self._find(db, name),)).fetchall()
         return read_turns(self._file.path, name, rows)
 
+    def has_turn(self, name: str, turn: str) -> bool:
+        with self._file.reading() as db:
+            return _has_turn(db, self._find(db, name), turn)
+
     def heads(self, name: str) -> dict[str, str | None]:
         with self._file.reading() as db:
             rows = db.execute(
