@@ -17,6 +17,7 @@ from rookery import Sampling, Session, errors
 from rookery import store as stores
 from rookery.engine import Engine
 from rookery.server import talk_ids
+from rookery.server.errors import as_api
 from rookery.server.reading import through
 from rookery.server.talks import Talks
 from rookery.session.tree import Place
@@ -301,8 +302,9 @@ def test_a_deleted_talk_is_gone_everywhere(talks: Talks, tiny_v7: Any) -> None:
         for id in (gone, state):
             with pytest.raises(errors.NoSuchTalk):
                 each.open("me", id)
-    with pytest.raises(errors.NoSuchTalk):
+    with pytest.raises(errors.NoSuchTalk) as found:
         say(session, "too late")
+    assert str(as_api(found.value)) == str(talk_ids.unknown())  # no path, no name in the store
     with pytest.raises(errors.NoSuchTalk):
         talks.delete("me", state)
     assert [row.id for row in talks.list("me")] == [talks.info("me", kept).id]

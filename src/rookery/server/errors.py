@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from rookery import errors
+from rookery.server import talk_ids
 
 INVALID, UNAVAILABLE = "invalid_request_error", "service_unavailable"
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -91,7 +92,7 @@ def as_api(error: Exception) -> ApiError | None:
 
 def _of_rookery(error: errors.RookeryError) -> ApiError | None:
     if isinstance(error, errors.NoSuchTalk):
-        return ApiError(404, str(error))
+        return ApiError(404, str(talk_ids.unknown()))  # the store's own text may name a path
     if isinstance(error, errors.StoreError | errors.CannotWrite):
         headers = {"Retry-After": "5"}
         message = "the store of talks cannot be used now; nothing was kept"  # its own text may name a path
