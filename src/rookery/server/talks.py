@@ -229,8 +229,8 @@ class Talks:
         if at is None:  # another process may have made it
             hot.tree.refresh()
             at = hot.find(named.turn)
-        if at is None or not (at in heads.values() or self.store.has_turn(name, at)):  # deleted elsewhere, or never kept
-            raise unknown()
+        if at is None or not (at in heads.values() or self.store.has_turn(name, at)):
+            raise unknown()  # deleted elsewhere, or never kept
         return hot, at, next((head for head in sorted(heads) if heads[head] == at), MAIN)
 
     def _heads(self, name: str) -> dict[str, str | None]:
