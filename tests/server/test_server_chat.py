@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from puppet import puppet
-from serving import Here
+from serving import Here, wait_for
 
 from rookery import chat
 from rookery.chat.roles import BUILTIN
@@ -312,3 +315,56 @@ def test_a_fault_of_the_engine(serving: Callable[..., Here], tiny_v7: Any) -> No
     assert json.loads(text.strip().split("\n")[-1].removeprefix("data: "))["error"]["type"] == "server_error"
     assert whole.status_code == 500
     assert "secret" not in text + whole.text
+
+
+def test_a_client_that_goes_ends_its_reply(serving: Callable[..., Here]) -> None:
+    server = serving(template="world")
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900_000, "n": 2}
+    with server.client() as client:
+        with client.stream("POST", ROUTE, json={**body, "stream": True}) as answer:
+            next(answer.iter_lines())
+            assert server.service.engine.stats()["running"] == 2
+        wait_for(lambda: server.service.engine.stats()["running"] == 0)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(ROUTE, json=body, timeout=httpx.Timeout(60, read=0.2))
+        wait_for(lambda: server.service.engine.stats()["running"] == 0)
+    assert server.service.engine.stats()["places"] == 0
+
+
+def test_no_room(serving: Callable[..., Here]) -> None:
+    """A place and one that waits are taken: the third is refused before its stream begins."""
+    server = serving(template="world", max_batch=1, max_waiting=1)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900_000, "stream": True}
+    with server.client() as client:
+        with client.stream("POST", ROUTE, json=body):
+            waiting = threading.Thread(target=lambda: client.post(ROUTE, json={**body, "max_tokens": 1}))
+            waiting.start()
+            wait_for(lambda: server.service.engine.stats()["waiting"] == 1)
+            for stream in (True, False):
+                refused = client.post(ROUTE, json={**body, "stream": stream})
+                assert refused.status_code == 429
+                assert int(refused.headers["Retry-After"]) > 0
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+        waiting.join(60)
+        assert not waiting.is_alive()
+
+
+def test_a_record_says_what_came_changed_and_left(serving: Callable[..., Here], tmp_path: Path, gosling: Any) -> None:
+    server = serving(gosling, store=str(tmp_path), records=True)
+    answers = [asked(server, FOX, seed=7, max_tokens=5, return_token_ids=True) for _ in range(2)]
+    wait_for(
+        lambda: (tmp_path / "records.jsonl").exists() and (tmp_path / "records.jsonl").read_text().count("\n") == 2
+    )
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    prompt, tokens = answers[0]["prompt_token_ids"], answers[0]["choices"][0]["token_ids"]
+    assert [record["entered"] for record in records] == [
+        {"tokens": prompt, "cached": 0},
+        {"tokens": [], "cached": len(prompt)},
+    ]
+    _, read = gosling.forward(prompt)
+    _, after = gosling.forward(tokens, read)
+    for record, before in zip(records, (gosling.state(), read), strict=True):
+        assert record["left"] == {"tokens": tokens, "stop_reason": "length"}
+        assert (record["route"], record["sampling"]["seed"]) == (ROUTE, 7)
+        moved = (after.flat.astype(np.float64) - before.flat).reshape(gosling.config.n_layer, -1)
+        assert record["changed"]["delta"] == pytest.approx(np.sqrt((moved**2).mean(1)).tolist())

@@ -64,6 +64,10 @@ def test_forms_of_input(on_gosling: Here, gosling: Any) -> None:
     expected = vectors(asked(on_gosling, TEXTS[0]))[0]
     for given in (tokens, [tokens], [TEXTS[0], tokens]):
         assert (vectors(asked(on_gosling, given)) == expected).all()
+    first, rest = tokens[:2], gosling.tokenizer.decode(tokens[2:])
+    parts = [{"type": "text", "text": TEXTS[0][:9]}, {"type": "text", "text": TEXTS[0][9:]}]
+    for given in ([*first, rest], [[*first, rest], "x"], {"prompt_string": TEXTS[0]}, [{"content": parts}]):
+        assert (vectors(asked(on_gosling, given))[0] == expected).all()
     assert (vectors(asked(on_gosling, ""))[0] == vectors(asked(on_gosling, [0]))[0]).all()
 
 
@@ -99,6 +103,10 @@ def test_what_the_state_holds(version: str) -> None:
         {"given": [[]]},
         {"given": [5000]},
         {"given": {"a": 1}},
+        {"given": {"content": "a"}},
+        {"given": {"content": [{"type": "image_url"}]}},
+        {"given": [1, [2]]},
+        {"given": [True]},
         {"given": "a", "dimensions": 8},
         {"given": "a", "encoding_format": "hex"},
         {"given": "a", "pooling": "last"},

@@ -47,7 +47,10 @@ async def completions(
     made = await run_in_threadpool(_prepare, served, body, caller.owner, request.state.request_id)
     if body.stream:
         return EventStream(made.frames(), served.settings.ping_seconds, served.settings.stuck_seconds)
-    return JSONResponse(await while_connected(request, made.whole()))
+    answer = await while_connected(request, made.whole())
+    if request.url.path != ROUTE:  # llama.cpp's clients look for its own field there
+        answer["content"] = answer["choices"][0]["text"]
+    return JSONResponse(answer)
 
 
 def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: str) -> _Completions:

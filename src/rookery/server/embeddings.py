@@ -25,7 +25,7 @@ from rookery.server.errors import ERRORS, ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.prompt import check_length
 from rookery.server.service import Service, service
-from rookery.server.shapes import Name, Shape, Text, Tokens
+from rookery.server.shapes import MAX_TOKENS, Name, Piece, Shape, Text, Token, Tokens, texts
 from rookery.server.sse import while_connected
 from rookery.server.work import gone
 from rookery.state import Array, State
@@ -34,11 +34,23 @@ router = APIRouter()
 MOST = 1024  # texts of one request
 
 
+class Given(Shape):
+    """A text as llama.cpp's clients may say it."""
+
+    prompt_string: Text | None = None
+    content: Annotated[list[Piece], Field(max_length=1000)] | None = None
+
+
+Mixed = Annotated[list[Token | Text], Field(max_length=MAX_TOKENS)]
+
+
 class EmbeddingRequest(Shape):
-    """`dimensions` is refused: a vector cut short would mean something else. `pooling` is an extension."""
+    """`input`: a text, or a list of them; a text may also be token ids, or ids and texts, one after the other.
+    `dimensions` is refused: a vector cut short would mean something else. `pooling` is an extension.
+    """
 
     model: Name | None = None
-    input: Text | Tokens | Annotated[list[Text | Tokens], Field(max_length=MOST)]
+    input: Text | Given | Tokens | Mixed | Annotated[list[Text | Given | Mixed], Field(max_length=MOST)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, lt=2**31)
     pooling: Literal["mean", "state"] | None = None
@@ -87,23 +99,31 @@ async def embeddings(
 
 
 def _texts(served: Service, given: Any) -> list[list[int]]:
-    """Each text's tokens. An empty one is the beginning of a text."""
-    model = served.model
-    one = isinstance(given, str) or (bool(given) and all(isinstance(each, int) for each in given))
-    found = []
-    for each in [given] if one else given:
-        tokens = model.tokenizer.encode(each) if isinstance(each, str) else list(each)
-        if each == "" and model.tokenizer.end is not None:
-            tokens = [model.tokenizer.end]
-        if not tokens:
-            raise ApiError(400, "input: nothing to read; give a text or token ids", param="input")
-        if max(tokens) >= model.config.n_vocab:
-            raise ApiError(400, f"input: {max(tokens)} is no token; there are {model.config.n_vocab}", param="input")
-        check_length(tokens, served.settings.max_prompt_tokens)
-        found.append(tokens)
+    """Each text's tokens."""
+    one = not isinstance(given, list) or any(isinstance(part, int) for part in given)
+    if not one and len(given) > MOST:  # a list of texts may pass for one text in many parts
+        raise ApiError(400, f"input: {len(given)} texts at once; at most {MOST} are allowed", param="input")
+    found = [_tokens(served, text) for text in ([given] if one else given)]
     if not found:
         raise ApiError(400, "input: wanted at least one text", param="input")
     return found
+
+
+def _tokens(served: Service, text: Any) -> list[int]:
+    """The tokens of one text. An empty one is the beginning of a text."""
+    model = served.model
+    if isinstance(text, Given):
+        text = text.prompt_string if text.content is None else "".join(texts(text.content, "input"))
+    parts = text if isinstance(text, list) else [text or ""]
+    tokens = [token for part in parts for token in (model.tokenizer.encode(part) if isinstance(part, str) else [part])]
+    if text == "" and model.tokenizer.end is not None:
+        tokens = [model.tokenizer.end]
+    if not tokens:
+        raise ApiError(400, "input: nothing to read; give a text or token ids", param="input")
+    if max(tokens) >= model.config.n_vocab:
+        raise ApiError(400, f"input: {max(tokens)} is no token; there are {model.config.n_vocab}", param="input")
+    check_length(tokens, served.settings.max_prompt_tokens)
+    return tokens
 
 
 async def _vectors(served: Service, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:

@@ -251,10 +251,13 @@ def content(message: Said) -> str:
     """The text of a message, its parts on lines of their own. 400 for a part that is no text."""
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
-    for piece in message.content:
+    return "\n".join(texts(message.content, "messages"))
+
+
+def texts(pieces: Sequence[Piece], param: str) -> list[str]:
+    """Each piece's text. 400 for one that is no text."""
+    for piece in pieces:
         if piece.type not in ("text", "input_text", "output_text") or piece.text is None:
-            raise ApiError(
-                400, f"messages: a part of type {piece.type!r}; these models read text alone", code="unsupported",
-                param="messages",
-            )  # fmt: skip
-    return "\n".join(piece.text or "" for piece in message.content)
+            said = f"{param}: a part of type {piece.type!r}; these models read text alone"
+            raise ApiError(400, said, code="unsupported", param=param)
+    return [piece.text or "" for piece in pieces]
