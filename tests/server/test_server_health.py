@@ -64,6 +64,25 @@ def test_a_draining_server_is_not_ready(serving: Callable[..., Here]) -> None:
         assert client.get("/health/live").status_code == 200
 
 
+def test_told_to_end_while_it_loads_it_ends_when_it_has_loaded(tiny_v7: Any) -> None:
+    go_on = threading.Event()
+
+    def load() -> Any:
+        go_on.wait()
+        return tiny_v7
+
+    here = Here(load)
+    with here.client() as client:
+        client.get("/health/live")
+    here.server.end()
+    here.thread.join(0.3)
+    assert here.thread.is_alive()  # a thread that reads a file in native code cannot be left alone
+    go_on.set()
+    here.thread.join(20)
+    assert not here.thread.is_alive()
+    assert here.said == []
+
+
 def test_told_to_end_it_is_draining_at_once(serving: Callable[..., Here]) -> None:
     here = serving()
     here.server.end()

@@ -71,6 +71,16 @@ def test_routes_are_counted_by_their_pattern(serving: Callable[..., Here]) -> No
     assert not any(re.search(r"/\d", route) for route in routes)
 
 
+def test_methods_that_nobody_knows_are_counted_as_one(serving: Callable[..., Here]) -> None:
+    here = serving()
+    with here.client() as client:
+        for n in range(5):
+            assert client.request(f"ODD{n}", "/health").status_code == 405
+    other = "rookery_requests_total method=other route=/health status=405"
+    assert wait_for(lambda: scraped(here).get(other) == 5)
+    assert "ODD" not in str(scraped(here))
+
+
 def test_requests_in_flight(serving: Callable[..., Here]) -> None:
     here = serving()
     request = REPLY | {"max_tokens": 100_000, "stream": True}

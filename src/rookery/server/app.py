@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -32,17 +31,18 @@ ROUTES = [
 ]  # modules beside this one, each with a `router`
 
 Load = Callable[[], Service]
+Failed = Callable[[Exception], None]
 
 
-def make(life: Life, load: Load, failed: Callable[[BaseException], None] | None = None) -> FastAPI:
-    """The app. While it lives, `load` is called in a thread to bring the service; what it raises goes to `failed`."""
+def make(life: Life, load: Load, failed: Failed) -> FastAPI:
+    """The app. When it starts, `load` is called in a thread to bring the service; what it raises goes to `failed`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_load, args=(life, load, failed, loop), name="load", daemon=True).start()
+        loading = asyncio.create_task(_bring(life, load, failed))
         yield
         life.drain()
+        await loading  # it cannot be interrupted
         if life.service is not None:
             await life.service.close()
 
@@ -75,17 +75,11 @@ def make(life: Life, load: Load, failed: Callable[[BaseException], None] | None 
     return app
 
 
-def _load(
-    life: Life, load: Load, failed: Callable[[BaseException], None] | None, loop: asyncio.AbstractEventLoop
-) -> None:
+async def _bring(life: Life, load: Load, failed: Failed) -> None:
     try:
-        service = load()
-    except BaseException as error:
-        if failed is None:
-            raise
-        loop.call_soon_threadsafe(failed, error)
-    else:
-        loop.call_soon_threadsafe(life.ready, service)
+        life.ready(await asyncio.to_thread(load))
+    except Exception as error:
+        failed(error)
 
 
 def _as_answered(document: dict[str, Any]) -> dict[str, Any]:

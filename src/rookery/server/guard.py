@@ -16,6 +16,7 @@ from rookery.server.errors import ApiError, answer, places
 from rookery.server.metrics import Metrics
 
 GONE = 499  # in log and metrics: the client went away before its answer
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 QUIET = ("/health", "/metrics")  # asked every second by machines
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -64,11 +65,12 @@ class Guard:
 
     def _note(self, scope: Scope, status: int, seconds: float, name: str) -> None:
         route = getattr(scope.get("route"), "path", "none")  # never the path itself: there are endlessly many
-        self._metrics.requests.labels(scope["method"][:10], route, str(status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         path = scope.get("raw_path", b"").decode("ascii", "replace").partition("?")[0][:200]
         level = logging.DEBUG if path.startswith(QUIET) else logging.INFO
-        log.log(level, "%s %s %d %.1f ms %s", scope["method"][:10], path, status, 1000 * seconds, name)
+        log.log(level, "%s %s %d %.1f ms %s", method, path, status, 1000 * seconds, name)
 
 
 def request_id(scope: Scope) -> str:

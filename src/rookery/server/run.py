@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
     def __init__(self, life: Life, load: Callable[[], Service], listener: socket.socket) -> None:
         super().__init__(_config(life.settings, make(life, load, self.fail)))
         self.life, self.url, self._listener = life, address(listener), listener
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Until it is told to end. Raises what prevented it from being ready."""
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
         self.life.drain()
         self.should_exit = True
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         """The model or the store cannot be had."""
         self._error, self.should_exit = error, True
 

@@ -141,10 +141,11 @@ class Life:
         self.service: Service | None = None
 
     def ready(self, service: Service) -> None:
-        """Called in the event loop. Told to end meanwhile, it stays so."""
+        """Called in the event loop. Told to end meanwhile, it only has the service to close."""
+        self.service = service
         if self.phase == "loading":
             service.start(asyncio.get_running_loop())
-            self.service, self.phase = service, "ready"
+            self.phase = "ready"
             if self._announce is not None:
                 self._announce(service)
 
