@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from json import dumps
 from pathlib import Path
 from secrets import token_hex
 
@@ -101,11 +102,13 @@ def test_stop_keeps_what_was_written(page: browser.Browser) -> None:
     page.click(find("#text"))
     page.write("Sing.")
     page.enter()
-    page.wait(f"{find('.reply')}?.textContent.length > 20")
+    page.wait(f"{find('.reply')}?.textContent.length > 5000")
+    page.wait("(({scrollHeight, scrollTop, clientHeight}) => scrollTop && scrollHeight - scrollTop - clientHeight < 40)"
+              f"({find('#log')})")  # fmt: skip
     page.click(find("#stop"))
     page.wait(f"{IDLE} && {texts('#log .note')}.join() === 'stopped'")
     kept = page.run(texts(".reply"))[0]
-    assert 20 < len(kept) < 300_000
+    assert 5000 < len(kept) < 300_000
     page.reload()
     page.wait(f"{texts('.reply')}.length")
     assert page.run(texts(".reply")) == [kept]
@@ -121,6 +124,20 @@ def test_hostile_text_stays_text(page: browser.Browser) -> None:
     assert page.run(texts(".reply")) == [HOSTILE]
     assert page.run("document.querySelectorAll('main img, aside img, main script, aside script').length") == 0
     assert page.run("window.hit") is None
+
+
+def test_hostile_text_stays_text_while_it_streams(page: browser.Browser) -> None:
+    data = dumps({"type": "response.output_text.delta", "delta": HOSTILE})
+    page.run(f"window.fetch = async () => new Response({dumps(f'data: {data}' + chr(10) * 2)})")
+    page.run(
+        "window.added = []; new MutationObserver((all) => all.forEach((one) => window.added.push(...one.addedNodes)))"
+        f".observe({find('#log')}, {{childList: true, subtree: true}})"
+    )
+    page.click(find("#text"))
+    page.write("Hello.")
+    page.enter()
+    page.wait(f"window.added.some((node) => node.nodeType === Node.TEXT_NODE && node.data === {dumps(HOSTILE)})")
+    assert page.run("window.added.map((node) => node.nodeName)") == ["P", "P", "#text"]
 
 
 def test_the_policy_stops_what_is_put_in_as_markup(page: browser.Browser) -> None:

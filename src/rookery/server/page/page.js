@@ -96,18 +96,17 @@ function paragraph(kind, text) {
   return made;
 }
 
-function append(...nodes) {
+// The end stays in sight for whoever has not scrolled up from it.
+let following = true;
+
+function follow(whoever = following) {
   const log = byId("log");
-  const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40; // follow only who reads the end
-  log.append(...nodes);
-  if (below) log.scrollTop = log.scrollHeight;
+  if (whoever) log.scrollTop = log.scrollHeight;
 }
 
 function grow(node, text) {
-  const log = byId("log");
-  const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   node.append(text); // a string becomes a text node
-  if (below) log.scrollTop = log.scrollHeight;
+  follow();
 }
 
 // The turns that lead to `id`, the first first.
@@ -149,9 +148,9 @@ async function drawTalk(all = false) {
     earlier.onclick = inTurn(() => drawTalk(true));
     nodes.unshift(earlier);
   }
-  const log = byId("log");
-  log.replaceChildren(...nodes);
-  log.scrollTop = all ? 0 : log.scrollHeight;
+  byId("log").replaceChildren(...nodes);
+  if (all) byId("log").scrollTop = 0;
+  else follow(true);
 }
 
 // ---- the tree of turns
@@ -313,8 +312,8 @@ async function say(text) {
   const reply = paragraph("reply", "");
   reply.setAttribute("aria-busy", "true");
   const said = paragraph("said", text);
-  append(said, reply);
-  byId("log").scrollTop = byId("log").scrollHeight;
+  byId("log").append(said, reply);
+  follow(true);
   const undo = () => {
     said.remove();
     reply.remove();
@@ -405,6 +404,10 @@ byId("text").onkeydown = (event) => {
   event.preventDefault();
   byId("say").requestSubmit();
 };
+byId("log").onscroll = ({ target }) => {
+  following = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+};
+new ResizeObserver(() => follow()).observe(byId("log"));
 byId("stop").onclick = stop;
 byId("new").onclick = leaving(begin);
 for (const [name, other] of [["talks", "settings"], ["settings", "talks"]]) {
