@@ -16,7 +16,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from serving import Here, wait_for
-from test_server_faults import GREEDY, WAYS, Chain, ask, events_of, stream, text_of
+from talking import GREEDY, WAYS, Chain, ask, events_of, stream, text_of
 
 from rookery import Sampling, Session
 from rookery.server.responses_events import Output
@@ -280,6 +280,18 @@ def test_a_stream_can_be_cancelled_by_its_id(client: httpx.Client, server: Here)
         last = list(heard)[-1]
     assert last["type"] == "response.incomplete"
     assert last["response"] == told
+
+
+def test_anothers_stream_is_not_seen_and_not_cancelled(server: Here) -> None:
+    mine, other = ({"authorization": f"Bearer {key}"} for key in ("mine", "other"))
+    with server.client(headers=mine) as client, stream(client, "Hello.", None, 500_000) as answer:
+        heard = events_of(answer)
+        id = next(heard)["response"]["id"]
+        with server.client(headers=other) as stranger:
+            refused(stranger.get(f"/v1/responses/{id}"), 404)
+            refused(stranger.post(f"/v1/responses/{id}/cancel"), 404)
+        assert server.service.works[id].status == "in_progress"
+    wait_for(lambda: id not in server.service.works)
 
 
 IMAGE = {"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from serving import Here
-from test_server_faults import GREEDY, ask, text_of
+from talking import GREEDY, ask, text_of
 
 import rookery
 from rookery import Session, State
