@@ -250,6 +250,20 @@ def test_broken_http_is_answered_in_the_same_shape(echo: Here, request_bytes: by
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"OPTIONS *", 404), (b"GET http://evil.example/health", 404), (b"CONNECT a:1", 404), (b"GET health", 404),
+        (b"GET /%00", 404), (b"GET /%ff%fe", 404), (b"GET //etc/passwd", 404), (b"GET /..%2f..%2fetc/passwd", 404),
+        (b"GET /v1/models/%00", 404), (b"GET /v1/models/..%2f..", 404), (b"GET /v1/states/%ff", 404),
+        (b"GET /health/../metrics", 404), (b"PATCH /v1/models", 405), (b"GET /v1/states?after=%00", 404),
+        (b"GET /v1/states?limit=" + b"9" * 30, 400), (b"GET /v1/states?limit=NaN", 400),
+    ],
+)  # fmt: skip
+def test_odd_addresses_are_refused_and_no_fault(echo: Here, target: bytes, status: int) -> None:
+    assert status_of(raw(echo, target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")) == status
+
+
 def test_headers_that_trickle_in_are_408_and_silence_too(echo: Here) -> None:
     assert status_of(raw(echo, b"GET /health HTTP/1.1\r\n", b"host: ", pause=0.1)) == 408
     assert status_of(raw(echo)) == 408

@@ -81,13 +81,23 @@ def as_api(error: Exception) -> ApiError | None:
     if isinstance(error, RequestValidationError):
         return _validation(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return _of_http(error)
     if (wait := getattr(error, "retry_after", None)) is not None:  # the engine's Busy
         headers = {"Retry-After": str(max(1, math.ceil(wait)))}
         return ApiError(429, "too many requests wait; try again later", code="queue_full", headers=headers)
     if isinstance(error, errors.RookeryError):
         return _of_rookery(error)
     return None
+
+
+def _of_http(error: HTTPException) -> ApiError:
+    """What the framework refuses."""
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = "no such path; /openapi.json describes those that there are"
+    elif error.status_code == 405:
+        message = f"not with this method, but with {(error.headers or {}).get('Allow', 'another')}"
+    return ApiError(error.status_code, message, headers=error.headers)
 
 
 def _of_rookery(error: errors.RookeryError) -> ApiError | None:
