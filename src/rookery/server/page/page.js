@@ -99,9 +99,9 @@ function paragraph(kind, text) {
 // The end stays in sight for whoever has not scrolled up from it.
 let following = true;
 
-function follow(whoever = following) {
+function follow(always = false) {
   const log = byId("log");
-  if (whoever) log.scrollTop = log.scrollHeight;
+  if (always || following) log.scrollTop = log.scrollHeight;
 }
 
 function grow(node, text) {
@@ -121,7 +121,8 @@ const joined = (items, type) =>
 
 async function texts(id) {
   if (!view.texts.has(id)) {
-    const [answer, asked] = await Promise.all([get(named("responses", id)), get(`${named("responses", id)}/input_items`)]);
+    const route = named("responses", id);
+    const [answer, asked] = await Promise.all([get(route), get(`${route}/input_items?order=asc&limit=100`)]);
     const calls = answer.output.filter((item) => item.type === "function_call");
     view.texts.set(id, {
       said: joined(asked.data, "message") || asked.data.map((item) => item.output ?? "").join("\n"),
@@ -315,8 +316,7 @@ async function say(text) {
   byId("log").append(said, reply);
   follow(true);
   const undo = () => {
-    said.remove();
-    reply.remove();
+    for (const node of [said, thought, reply]) node.remove();
     byId("text").value ||= text;
   };
   busy(running);
@@ -333,7 +333,8 @@ async function say(text) {
         strip.push(event.layers);
         byId("speed").textContent = `${event.tokens_per_second.toFixed(1)} tokens/s`;
       } else if (event.type === "error" || event.type === "response.failed") {
-        throw new Failure(event.message ?? event.error?.message ?? event.response?.error?.message ?? "The reply broke off.", answer.headers.get("x-request-id"));
+        const why = event.message ?? event.error?.message ?? event.response?.error?.message ?? "The reply broke off.";
+        throw new Failure(why, answer.headers.get("x-request-id"));
       }
     }
   } finally {
