@@ -37,7 +37,11 @@ def parser() -> options.Parser:
         help="where talks are kept: a folder, or redis://HOST (default: $XDG_DATA_HOME/rookery/serve)",
     )
     place.add_argument("--half", action="store_true", help="keep states in 16 bits, which rounds them")
-    place.add_argument("--alias", metavar="NAME", help="the model's id for clients (default: its file's name)")
+    place.add_argument(
+        "--alias",
+        metavar="NAME[,NAME...]",
+        help="the model's id for clients, and its other names (default: its file's name)",
+    )
     place.add_argument(
         "--chat-template",
         metavar="NAME|FILE",

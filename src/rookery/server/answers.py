@@ -29,14 +29,18 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """As llama.cpp's: tokens, milliseconds, and tokens a second. predicted_ms begins with the first token written."""
+    """As llama.cpp's: tokens, milliseconds, and rates. predicted_ms begins with the first token written, so the rate is
+    that of the others.
+    """
 
     cache_n: int
     prompt_n: int
     prompt_ms: float
+    prompt_per_token_ms: float
     prompt_per_second: float
     predicted_n: int
     predicted_ms: float
+    predicted_per_token_ms: float
     predicted_per_second: float
 
 

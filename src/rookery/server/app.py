@@ -23,6 +23,7 @@ ROUTES = [
     "completions",
     "embeddings",
     "health",
+    "llama",
     "models",
     "page",
     "responses",

@@ -14,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from rookery.engine import Ended, Score, Scored, Wrote
-from rookery.errors import TokenError
 from rookery.sampling import Sampling
 from rookery.server import choices
 from rookery.server.answers import Completion, CompletionEvent, gives
@@ -22,10 +21,10 @@ from rookery.server.errors import ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.limits import compiler, limit
 from rookery.server.parts import Plain, Words
-from rookery.server.prompt import check_length
 from rookery.server.service import Service, service
 from rookery.server.shapes import CompletionRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
+from rookery.server.texts import prompts
 from rookery.server.work import Ask, Work, reply_tokens, system_fingerprint
 
 router = APIRouter()
@@ -78,27 +77,9 @@ def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: s
             scores=body.logprobs,
             prompt_scores=body.logprobs if body.echo else None,
         )
-        for tokens in _prompts(served, body.prompt)
+        for tokens in prompts(served, body.prompt, "prompt")
     ]
     return _Completions(served, body, [Work(served, ask, ROUTE, request_id) for ask in asks])
-
-
-def _prompts(served: Service, given: str | Sequence[Any]) -> list[list[int]]:
-    """Each prompt's tokens. An empty text is the beginning of one."""
-    tokenizer, n_vocab = served.model.tokenizer, served.model.config.n_vocab
-    several = [given] if isinstance(given, str) or all(isinstance(each, int) for each in given) else given
-    found = []
-    for each in several:
-        tokens = tokenizer.encode(each) if isinstance(each, str) else list(each)
-        if each == "" and tokenizer.end is not None:
-            tokens = [tokenizer.end]
-        if not tokens:
-            raise ApiError(400, "prompt: nothing to read; give a text or token ids", param="prompt")
-        if max(tokens) >= n_vocab:
-            raise TokenError(f"prompt: {max(tokens)} is no token of this model; it has {n_vocab}")
-        check_length(tokens, served.settings.max_prompt_tokens)
-        found.append(tokens)
-    return found
 
 
 class _Completions:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -23,25 +23,14 @@ from rookery.engine import Cancelled, Ended, Failed, Start
 from rookery.server import feed
 from rookery.server.errors import ERRORS, ApiError
 from rookery.server.keys import Caller, needs
-from rookery.server.prompt import check_length
 from rookery.server.service import Service, service
-from rookery.server.shapes import MAX_TOKENS, Name, Piece, Shape, Text, Token, Tokens, texts
+from rookery.server.shapes import Name, Shape
 from rookery.server.sse import while_connected
+from rookery.server.texts import Prompts, prompts
 from rookery.server.work import gone
 from rookery.state import Array, State
 
 router = APIRouter()
-MOST = 1024  # texts of one request
-
-
-class Given(Shape):
-    """A text as llama.cpp's clients may say it."""
-
-    prompt_string: Text | None = None
-    content: Annotated[list[Piece], Field(max_length=1000)] | None = None
-
-
-Mixed = Annotated[list[Token | Text], Field(max_length=MAX_TOKENS)]
 
 
 class EmbeddingRequest(Shape):
@@ -50,7 +39,7 @@ class EmbeddingRequest(Shape):
     """
 
     model: Name | None = None
-    input: Text | Given | Tokens | Mixed | Annotated[list[Text | Given | Mixed], Field(max_length=MOST)]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, lt=2**31)
     pooling: Literal["mean", "state"] | None = None
@@ -87,46 +76,18 @@ async def embeddings(
     served.check_model(body.model)
     if body.dimensions is not None:
         raise ApiError(400, "dimensions: the vectors have one length here; leave it out", param="dimensions")
-    texts = await run_in_threadpool(_texts, served, body.input)
-    vectors = await while_connected(request, _vectors(served, texts, caller.owner, body.pooling or "mean"))
+    texts = await run_in_threadpool(prompts, served, body.input, "input")
+    found = await while_connected(request, vectors(served, texts, caller.owner, body.pooling or "mean"))
     count = sum(map(len, texts))
     data = [
         {"object": "embedding", "index": n, "embedding": _written(vector, body.encoding_format)}
-        for n, vector in enumerate(vectors)
+        for n, vector in enumerate(found)
     ]
     usage = {"prompt_tokens": count, "total_tokens": count}
     return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
-def _texts(served: Service, given: Any) -> list[list[int]]:
-    """Each text's tokens."""
-    one = not isinstance(given, list) or any(isinstance(part, int) for part in given)
-    if not one and len(given) > MOST:  # a list of texts may pass for one text in many parts
-        raise ApiError(400, f"input: {len(given)} texts at once; at most {MOST} are allowed", param="input")
-    found = [_tokens(served, text) for text in ([given] if one else given)]
-    if not found:
-        raise ApiError(400, "input: wanted at least one text", param="input")
-    return found
-
-
-def _tokens(served: Service, text: Any) -> list[int]:
-    """The tokens of one text. An empty one is the beginning of a text."""
-    model = served.model
-    if isinstance(text, Given):
-        text = text.prompt_string if text.content is None else "".join(texts(text.content, "input"))
-    parts = text if isinstance(text, list) else [text or ""]
-    tokens = [token for part in parts for token in (model.tokenizer.encode(part) if isinstance(part, str) else [part])]
-    if text == "" and model.tokenizer.end is not None:
-        tokens = [model.tokenizer.end]
-    if not tokens:
-        raise ApiError(400, "input: nothing to read; give a text or token ids", param="input")
-    if max(tokens) >= model.config.n_vocab:
-        raise ApiError(400, f"input: {max(tokens)} is no token; there are {model.config.n_vocab}", param="input")
-    check_length(tokens, served.settings.max_prompt_tokens)
-    return tokens
-
-
-async def _vectors(served: Service, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:
+async def vectors(served: Service, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:
     gate = asyncio.Semaphore(served.settings.max_batch)
 
     async def one(tokens: list[int]) -> Array:

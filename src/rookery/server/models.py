@@ -35,6 +35,7 @@ class Meta(BaseModel):
 
 class ModelCard(BaseModel):
     id: str
+    aliases: list[str]
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rookery"
@@ -105,7 +106,7 @@ def _card(served: Service) -> ModelCard:
         version=config.version,
         fingerprint=weights.fingerprint,
     )
-    return ModelCard(id=served.name, created=changed, meta=meta)
+    return ModelCard(id=served.name, aliases=served.names, created=changed, meta=meta)
 
 
 def _file(path: str) -> tuple[int, int]:

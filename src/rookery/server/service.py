@@ -51,13 +51,19 @@ class Service:
     outbox: Outbox = field(init=False)
 
     @property
+    def names(self) -> list[str]:
+        """What the model is called: its id, then the other aliases."""
+        given = (name.strip() for name in (self.settings.alias or "").split(","))
+        return [name for name in given if name] or [Path(self.model.weights.path).stem]
+
+    @property
     def name(self) -> str:
         """The model's id."""
-        return self.settings.alias or Path(self.model.weights.path).stem
+        return self.names[0]
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for the id of another model; None is this one."""
-        if name and name != self.name:
+        if name and name not in self.names:
             raise ApiError(404, f"no model {name[:100]!r} here; there is {self.name!r}", code="model_not_found")
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

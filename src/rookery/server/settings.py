@@ -23,7 +23,7 @@ class Settings:
     # where
     host: str = "127.0.0.1"
     port: int = 8000  # 0: a free one
-    alias: str | None = None  # the model's id for clients; default: its file's name
+    alias: str | None = None  # the model's id for clients and, after commas, its other names; default: its file's name
     store: str | None = None  # a folder or redis://...; None: in memory
     half: bool = False  # stored states are rounded to float16
     store_bytes: int | None = None  # of snapshots; None: the store's own default

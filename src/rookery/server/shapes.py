@@ -32,6 +32,7 @@ Tokens = Annotated[list[Token], Field(max_length=MAX_TOKENS)]
 Free = Annotated[dict[str, Any], Field(max_length=1000)]  # a JSON object that goes on as it is
 BiasKey = Annotated[str, Field(max_length=200)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Pair = Annotated[tuple[Token | BiasKey, Bias | Literal[False]], Field(strict=False)]  # in JSON it is a list
 
 # What other servers know and this one does not: the values that ask for nothing.
 NEUTRAL: Mapping[str, Sequence[Any]] = {
@@ -56,7 +57,8 @@ class Drawn(Shape):
     """How tokens are drawn. What is left out comes from the model's profile; see rookery.sampling for the order.
 
     presence_penalty, frequency_penalty: by the rule `penalty`; where that is left out, by OpenAI's, without any decay.
-    seed: -1 draws one. logit_bias: token ids, or texts whose every token is meant; -100 bans a token.
+    seed: -1 draws one. logit_bias: token ids, or texts whose every token is meant; -100 bans a token, as does false in
+        llama.cpp's list of pairs.
     """
 
     temperature: float | None = Field(None, ge=0, le=100)
@@ -68,7 +70,11 @@ class Drawn(Shape):
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     penalty: Literal["rwkv", "rapid", "openai"] | None = None
     penalty_decay: float | None = Field(None, ge=0, le=1)
-    logit_bias: Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIAS)] | None = None
+    logit_bias: (
+        Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIAS)]
+        | Annotated[list[Pair], Field(max_length=MAX_BIAS)]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-1, lt=2**63)
     stop: Stop | Stops | None = None
 
@@ -93,14 +99,15 @@ class Drawn(Shape):
         return replace(base, **given)
 
 
-def _bias(asked: Mapping[str, float], tokenizer: Tokenizer) -> dict[int, float]:
+def _bias(asked: Mapping[str, float] | Sequence[Pair], tokenizer: Tokenizer) -> dict[int, float]:
     found: dict[int, float] = {}
-    for key, value in asked.items():
+    for name, value in asked.items() if isinstance(asked, Mapping) else asked:
+        key = str(name)
         number = key.isascii() and key.isdecimal()
         for token in [int(key)] if number else tokenizer.encode(key):
             if token >= tokenizer.vocab_size:
                 raise InputError(f"logit_bias: {key} is no token; the vocabulary has {tokenizer.vocab_size}")
-            found[token] = -math.inf if value == -100 else value
+            found[token] = -math.inf if value is False or value == -100 else value
     return found
 
 

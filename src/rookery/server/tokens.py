@@ -131,7 +131,7 @@ async def tokenizer_info(request: Request, caller: Reader) -> TokenizerInfo:
 @router.post("/apply-template", responses=ERRORS)
 async def apply_template(body: Talk, request: Request, caller: Reader) -> Written:
     """A talk as the model reads it."""
-    return Written(prompt=await run_in_threadpool(_written, service(request), body, body.messages, body.tools))
+    return Written(prompt=await run_in_threadpool(written, service(request), body, body.messages, body.tools))
 
 
 def end_name(tokenizer: Tokenizer) -> str | None:
@@ -150,7 +150,7 @@ def _tokenized(served: Service, body: TokenizeRequest) -> Tokenized:
         raise ApiError(400, "wanted one of content, prompt and messages")
     tokenizer = served.model.tokenizer
     if body.messages is not None:
-        tokens = tokenizer.encode(_written(served, body, body.messages, body.tools))
+        tokens = tokenizer.encode(written(served, body, body.messages, body.tools))
     elif body.prompt == end_name(tokenizer) and tokenizer.end is not None:
         tokens = [tokenizer.end]
     else:
@@ -165,7 +165,7 @@ def _tokenized(served: Service, body: TokenizeRequest) -> Tokenized:
     return Tokenized(tokens=tokens)
 
 
-def _written(served: Service, body: Any, messages: list[Said], offered: Tools | None) -> str:
+def written(served: Service, body: Any, messages: list[Said], offered: Tools | None) -> str:
     offer, template = tools.offer(offered, "auto", None), served.template
     if offer or tools.needed(messages):
         template = tools.with_tools(template)

@@ -72,17 +72,21 @@ class Work:
                     yield told
 
     def timings(self) -> dict[str, float]:
-        """Counts, milliseconds and tokens a second, as llama.cpp names them."""
-        read = len(self.ask.tokens) - self.cached
+        """Counts, milliseconds and rates, as llama.cpp names them. The first token written is the prompt's last logits,
+        so the time of writing is that of the others.
+        """
+        read, others = len(self.ask.tokens) - self.cached, max(0, self.written - 1)
         before, after = 1000 * max(0.0, self._first - self._begin), 1000 * (self._last - self._first)
         return {
             "cache_n": self.cached,
             "prompt_n": read,
-            "prompt_ms": round(before, 3),
-            "prompt_per_second": round(1000 * read / before, 3) if before else 0.0,
+            "prompt_ms": before,
+            "prompt_per_token_ms": before / read if read else 0.0,
+            "prompt_per_second": 1000 * read / before if before else 0.0,
             "predicted_n": self.written,
-            "predicted_ms": round(after, 3),
-            "predicted_per_second": round(1000 * self.written / after, 3) if after else 0.0,
+            "predicted_ms": after,
+            "predicted_per_token_ms": after / others if others else 0.0,
+            "predicted_per_second": 1000 * others / after if after else 0.0,
         }
 
     def _sequence(self, listen: Callable[[Event], None]) -> engine.Sequence:
