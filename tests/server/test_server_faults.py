@@ -105,6 +105,23 @@ def test_another_server_on_the_same_store_goes_on(
             chain.check(client, tmp_path)
 
 
+def test_another_server_takes_over_from_one_that_was_killed(
+    process: Start, tiny_v7: Any, tmp_path: Path, shared_store: str
+) -> None:
+    chain = Chain(tiny_v7, "seeded")
+    one, other = (process(*TINY, "--store", shared_store) for _ in range(2))
+    for server in (one, other):
+        with server.client() as client:
+            chain.go_on(client, "Who is there?")
+    with other.client() as client:
+        chain.check(client, tmp_path)
+    assert chain.last is not None
+    kill_while_streaming(other, chain)
+    with one.client() as client:
+        chain.go_on(client, "Still there?")
+        chain.check(client, tmp_path)
+
+
 def test_two_servers_race_from_one_turn_and_both_turns_stay(serving: Callable[..., Here], shared_store: str) -> None:
     servers = [serving(store=shared_store), serving(store=shared_store)]
     clients = [server.client() for server in servers]
