@@ -141,6 +141,15 @@ def test_a_large_flat_body_is_checked_without_recursion_or_quadratic_time() -> N
         check_json(b'"' + b"\\" * 400_001, 64)
 
 
+@pytest.mark.parametrize("piece", [b"[],", b'"",', b"1,", b'{"":', b'""'])
+def test_what_would_grow_in_memory_is_refused_unread(tiny_v7: Any, piece: bytes) -> None:
+    with Here(tiny_v7, json_signs=1000) as here, here.client() as client:
+        add_routes(here)
+        body = b"[" + piece * 1000
+        assert error_of(client.post("/echo", content=body, headers=JSON), 413).code == "request_too_large"
+        assert client.post("/echo", content=b"[" + b"1," * 998 + b"1]", headers=JSON).status_code == 200
+
+
 def test_json_without_its_content_type_is_no_json(echo: Here) -> None:
     """A page of another site can send text/plain without being asked about its origin."""
     with echo.client() as client:

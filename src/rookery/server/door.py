@@ -25,9 +25,10 @@ from rookery.server.settings import Settings
 
 CLOSE = {"Connection": "close"}
 SOON = {"Retry-After": "2"}
+SIGNS = (b",", b'"', b"[", b"{")
 HERE = 1 << 16  # bytes of JSON that are checked without a thread
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -45,7 +46,7 @@ class Door:
         try:
             self._admit(scope)
             body = await self._read(scope, receive)
-            await _check_json(Headers(scope=scope), body, self._settings.json_depth)
+            await _check_json(Headers(scope=scope), body, self._settings)
         except ApiError as error:
             self._held -= len(body)
             return await answer(error)(scope, receive, send)
@@ -159,12 +160,14 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return first_the_body
 
 
-async def _check_json(headers: Headers, body: bytes, depth: int) -> None:
+async def _check_json(headers: Headers, body: bytes, limits: Settings) -> None:
     if body and "json" in headers.get("content-type", ""):
+        if sum(map(body.count, SIGNS)) > limits.json_signs:  # a list of lists takes thirty times its bytes
+            raise ApiError(413, f"the body has more than {limits.json_signs} commas, quotes and brackets")
         if len(body) <= HERE:
-            check_json(body, depth)
+            check_json(body, limits.json_depth)
         else:
-            await run_in_threadpool(check_json, body, depth)
+            await run_in_threadpool(check_json, body, limits.json_depth)
 
 
 def check_json(body: bytes, depth: int) -> None:
@@ -190,8 +193,8 @@ def check_json(body: bytes, depth: int) -> None:
 def nesting(body: bytes) -> int:
     """How deep its brackets go, found without recursion."""
     brackets = np.frombuffer(_STRING.sub(b"", body).translate(None, _NOT_BRACKETS), np.uint8)
-    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
-    return int(np.cumsum(steps).max(initial=0))
+    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), np.int8(1), np.int8(-1))
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 def _no_number(name: str) -> Never:

@@ -46,6 +46,7 @@ class Settings:
     bodies_bytes: int = 256 * MIB  # of all bodies being read at once
     body_seconds: float = 30.0
     json_depth: int = 64
+    json_signs: int = 4_000_000  # commas, quotes and brackets: bounds what a body becomes in memory
     max_headers: int = 100
     header_bytes: int = 32 << 10
     target_bytes: int = 8192  # path and query
