@@ -235,6 +235,7 @@ def test_a_stored_response_shows_what_was_asked_and_answered(client: httpx.Clien
     body = {"input": said, "metadata": {"a": "b"}, "max_output_tokens": 4, "temperature": 0.5, "user": "u"}
     made = client.post("/v1/responses", json=body).json()
     assert client.get(f"/v1/responses/{made['id']}").json() == made
+    refused(client.get(f"/v1/responses/{made['id']}", params={"stream": True}), 400, "unsupported")
     assert (made["metadata"], made["temperature"], made["max_output_tokens"]) == ({"a": "b"}, 0.5, 4)
     items = client.get(f"/v1/responses/{made['id']}/input_items").json()
     assert [item["content"][0]["text"] for item in items["data"]] == ["One\nTwo", "Now be short."]
@@ -406,6 +407,11 @@ def test_a_function_is_called_and_answered(official: Any) -> None:
         model="gosling", input=resent, tools=[TOOL], tool_choice="none", max_output_tokens=5
     )
     assert third.output
+    free = official.responses.create(
+        model="gosling", input="Hello!", tools=[TOOL], max_output_tokens=20, extra_body={"seed": 1}
+    )
+    assert free.tool_choice == "auto"
+    assert free.output[0].type in ("message", "function_call")
     with official.responses.stream(
         model="gosling", input="And Paris?", previous_response_id=second.id, tool_choice="required"
     ) as heard:

@@ -43,9 +43,13 @@ async def create_response(body: ResponseRequest, request: Request, caller: Chats
 
 
 @router.get(ROUTE + "/{id}", **gives(StoredResponse))
-async def retrieve_response(id: Id, request: Request, caller: Reads) -> dict[str, Any]:
-    """A stored response as it was answered, or one in the making."""
+async def retrieve_response(
+    id: Id, request: Request, caller: Reads, stream: Annotated[bool, Query()] = False
+) -> dict[str, Any]:
+    """A stored response as it was answered, or one in the making. `stream`: not possible, its events are not kept."""
     served = service(request)
+    if stream:
+        raise ApiError(400, "stream: events are not kept; ask without it", code="unsupported", param="stream")
     if (work := _running(served, caller, id)) is not None:
         return work.answer.body("in_progress")
     return await run_in_threadpool(_stored, served, caller.owner, id)
