@@ -6,7 +6,8 @@
 Each stream sends its next request when its last one is answered (closed loop), all from one list that a seed makes:
 greedy /v1/completions over SSE, prompts cut from `--text` (16 to 1,024 tokens) and replies of at most 16 to 256, both
 drawn evenly on a log scale. Tokens are counted by the servers (`usage`). TTFT is from sending to the first text, ITL
-from one piece of text to the next; the memory is the resident set of `--pid`, once a second.
+from one piece of text to the next; the memory is the resident set of `--pid`, once a second. "others, cores" is the
+work that processes other than the server and this one did meanwhile: near 0, or measure again.
 
 `--peer` starts `rookery serve` and llama-server in turn, alternating, `--repeats` times, with the same file, threads
 and parallel sequences, and sends both the same list; the first request of each server is not counted. Both keep their
@@ -78,6 +79,7 @@ class Load:
         self.streams, self.pid = streams, pid
         self.answers: list[Answer] = []
         self.memory: list[tuple[float, float]] = []  # seconds, MB
+        self.others = 0.0  # cores
         self.begun = 0.0
         self.model = ""
 
@@ -88,10 +90,15 @@ class Load:
         return len(text.split()) / len(answer.json()["tokens"])
 
     async def run(self, todo: Iterator[Request], seconds: float) -> None:
-        self.begun = time.perf_counter()
+        self.begun, before = time.perf_counter(), self._others()
         watch = asyncio.create_task(self._watch())
         await asyncio.gather(*(self._stream(todo, seconds) for _ in range(self.streams)))
         watch.cancel()
+        self.others = (self._others() - before) / self.now()
+
+    def _others(self) -> float:
+        """CPU seconds of all other processes since the machine began."""
+        return busy(Path("/proc/stat"), (1, 2, 3, 6, 7, 8)) - own(self.pid) if self.pid else 0.0
 
     def now(self) -> float:
         return time.perf_counter() - self.begun
@@ -137,6 +144,17 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(data)
 
 
+def busy(stat: Path, columns: tuple[int, ...]) -> float:
+    """Seconds: so many ticks stand in these columns of the file's first line."""
+    fields = stat.read_text().splitlines()[0].rpartition(")")[2].split()
+    return sum(int(fields[column]) for column in columns) / os.sysconf("SC_CLK_TCK")
+
+
+def own(pid: int) -> float:
+    """CPU seconds of the server and of this process."""
+    return time.process_time() + busy(Path(f"/proc/{pid}/stat"), (11, 12))
+
+
 def resident(pid: int) -> float:
     """MB, 0 for a process that is gone."""
     with contextlib.suppress(OSError):
@@ -164,6 +182,7 @@ def summary(load: Load) -> dict[str, Any]:
         found["memory, MB"] = max(values)
         settled, last = values[quarter : 2 * quarter] or values, values[-quarter:]
         found["memory grown, MB"] = statistics.median(last) - statistics.median(settled)
+        found["others, cores"] = load.others
     if errors:
         found["first errors"] = errors[:3]
     return found
@@ -236,7 +255,7 @@ def compare(o: argparse.Namespace, text: str) -> dict[str, Any]:
     numbers = [name for name, value in runs["rookery"][0].items() if isinstance(value, int | float)]
     medians = {name: {n: statistics.median(run[n] for run in rows) for n in numbers} for name, rows in runs.items()}
     ours, theirs = medians["rookery"], medians["llama-server"]
-    counts = ("requests", "errors", "memory grown, MB")
+    counts = ("requests", "errors", "memory grown, MB", "others, cores")
     ratios = {n: ours[n] / theirs[n] for n in numbers if theirs[n] and n not in counts}
     pairs = list(zip(runs["rookery"], runs["llama-server"], strict=True))
     ranges = {n: [f(a[n] / b[n] for a, b in pairs) for f in (min, max)] for n in ratios if all(b[n] for _, b in pairs)}
@@ -282,13 +301,15 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", default=[ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))])
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--peer", help="a llama-server to compare with")
-    parser.add_argument("--model", default="gosling", help="with --peer: a GGUF that both read")
+    parser.add_argument("--model", help="with --peer: the GGUF that both read")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=16, help="sequences that either server computes at once")
     parser.add_argument("--repeats", type=int, default=3)
     o = parser.parse_args()
     if not (o.requests or o.seconds):
         parser.error("say how long: --requests N or --seconds S")
+    if o.peer and not o.model:
+        parser.error("say what both serve: --model FILE.gguf")
     text = "\n".join(path.read_text("utf-8") for path in o.text)
     found: dict[str, Any] = {"arguments": sys.argv[1:], "cores": os.cpu_count(), "machine": platform.platform()}
     if o.peer:
