@@ -126,6 +126,22 @@ def test_a_wrong_start_is_one_line(tmp_path: Path, args: list[str], parts: list[
         assert part in line
 
 
+def test_whatever_is_logged_or_warned_of_is_one_line() -> None:
+    code = """
+import logging, warnings
+from rookery.server.run import log_to_stderr
+log_to_stderr("info")
+warnings.warn("the first", stacklevel=1)
+logging.getLogger("rookery.engine").warning("the second")
+logging.getLogger("rookery.server").info("the third")
+logging.getLogger("rookery.server").debug("not this")
+logging.getLogger("uvicorn.error").error("nor this")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    lines = [line.split(" ", 1) for line in done.stderr.splitlines()]
+    assert [line for _, line in lines] == ["W the first", "W the second", "I the third"]
+
+
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

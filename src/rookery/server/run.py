@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -137,13 +138,12 @@ def address(listener: socket.socket) -> str:
 
 
 def log_to_stderr(level: str) -> None:
-    """One line for each message; uvicorn's own chatter only at "debug"."""
+    """One line for each message and each warning of the process; uvicorn's own chatter only at "debug"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(level.upper())
-    log.propagate = False
-    theirs = logging.getLogger("uvicorn")
-    theirs.addHandler(handler)
-    theirs.setLevel("DEBUG" if level == "debug" else "CRITICAL")
-    theirs.propagate = False
+    for name, least in (("rookery", level.upper()), ("uvicorn", "DEBUG" if level == "debug" else "CRITICAL")):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(least)
+        logger.propagate = False
+    warnings.showwarning = lambda message, *_: log.warning("%s", message)
