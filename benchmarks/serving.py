@@ -6,8 +6,9 @@
 Each stream sends its next request when its last one is answered (closed loop), all from one list that a seed makes:
 greedy /v1/completions over SSE, prompts cut from `--text` (16 to 1,024 tokens) and replies of at most 16 to 256, both
 drawn evenly on a log scale. Tokens are counted by the servers (`usage`). TTFT is from sending to the first text, ITL
-from one piece of text to the next; the memory is the resident set of `--pid`, once a second. "others, cores" is the
-work that processes other than the server and this one did meanwhile: near 0, or measure again.
+from one piece of text to the next, TPOT a reply's mean of that by token: pieces may come in bursts. The memory is the
+resident set of `--pid`, once a second. "others, cores" is the work that processes other than the server and this one
+did meanwhile: near 0, or measure again.
 
 `--peer` starts `rookery serve` and llama-server in turn, alternating, `--repeats` times, with the same file, threads
 and parallel sequences, and sends both the same list; the first request of each server is not counted. Both keep their
@@ -174,7 +175,8 @@ def summary(load: Load) -> dict[str, Any]:
     found |= {"tokens read": sum(a.read for a in good), "tokens written": sum(a.written for a in good)}
     found["tokens/s"] = found["tokens written"] / seconds if seconds else 0.0
     found["requests/s"] = len(good) / seconds if seconds else 0.0
-    for name, values, parts in (("TTFT", first, (50, 90, 99)), ("ITL", gaps, (50, 99))):
+    paces = [(a.texts[-1] - a.texts[0]) / (a.written - 1) for a in good if a.texts and a.written > 1]
+    for name, values, parts in (("TTFT", first, (50, 90, 99)), ("ITL", gaps, (50, 99)), ("TPOT", paces, (50, 99))):
         found |= {f"{name} p{part}, ms": 1e3 * percentile(values, part) for part in parts}
     if load.memory:
         values = [megabytes for _, megabytes in load.memory]
