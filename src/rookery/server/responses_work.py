@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from rookery.engine import Cancelled, Ended, Failed, Marked, Sequence, Start, Wrote
 from rookery.engine import Event as Heard
 from rookery.server import feed
-from rookery.server.errors import ApiError, as_api
+from rookery.server.errors import ApiError, as_api, places
 from rookery.server.responses_answer import STATUS, Answer, Told
 from rookery.server.responses_events import Event
 from rookery.server.service import Service
@@ -133,7 +133,7 @@ class Work:
             self._clock.ended("failed")
             self._error = error
             if as_api(error) is None:
-                log.error("a response failed", exc_info=error)
+                log.error("%s failed: %s\n%s", self._request_id, type(error).__name__, places(error))
         finally:
             del self._service.works[self.answer.id]
             self._over.set()
