@@ -273,9 +273,9 @@ def test_odd_addresses_are_refused_and_no_fault(echo: Here, target: bytes, statu
     assert status_of(raw(echo, target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")) == status
 
 
-def test_headers_that_trickle_in_are_408_and_silence_too(echo: Here) -> None:
+def test_headers_that_trickle_in_are_408_and_silence_is_silence(echo: Here) -> None:
     assert status_of(raw(echo, b"GET /health HTTP/1.1\r\n", b"host: ", pause=0.1)) == 408
-    assert status_of(raw(echo)) == 408
+    assert raw(echo) == b""
 
 
 def test_headers_of_a_second_request_have_a_limit_too(echo: Here) -> None:

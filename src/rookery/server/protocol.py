@@ -91,7 +91,9 @@ class Protocol(H11Protocol):
 
     def _too_slow(self) -> None:
         self._headers_due = None
-        if not self.transport.is_closing():
+        if not self.conn.trailing_data[0]:
+            self.transport.close()  # it has begun nothing; an answer might be taken for that to its first request
+        elif not self.transport.is_closing():
             self._refuse(ApiError(408, f"no whole request within {self.patience:g} s", code="request_timeout"))
 
 
