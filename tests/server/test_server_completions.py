@@ -67,6 +67,15 @@ def test_echo_without_a_token_more(on_gosling: Here) -> None:
     assert none["logprobs"] == {name: column[:-1] for name, column in full["logprobs"].items()}
 
 
+def test_offsets_begin_behind_a_prompt_that_is_not_told(on_gosling: Here) -> None:
+    for stream in (False, True):
+        answer = asked(on_gosling, logprobs=0, max_tokens=5, temperature=0, stream=stream)
+        choices = [piece["choices"][0] for piece in (answer if stream else [answer])]
+        offsets = [at for choice in choices if choice["logprobs"] for at in choice["logprobs"]["text_offset"]]
+        names = [name for choice in choices if choice["logprobs"] for name in choice["logprobs"]["tokens"]]
+        assert offsets == (len(TEXT) + np.cumsum([0, *map(len, names[:-1])])).tolist()
+
+
 def test_half_characters_are_bytes(on_gosling: Here, gosling: Any) -> None:
     columns = asked(on_gosling, "é", echo=True, logprobs=0, max_tokens=0)["choices"][0]["logprobs"]
     assert len(gosling.tokenizer.encode("é")) == 2

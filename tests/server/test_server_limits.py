@@ -35,7 +35,9 @@ def test_a_refusal_costs_once() -> None:
 def test_few_at_once_and_few_that_wait() -> None:
     go, lock, running, most = threading.Event(), threading.Lock(), [0], [0]
 
-    def make(*_: Any, **__: Any) -> Any:
+    def make(*_: Any, **limits: Any) -> Any:
+        if limits == {"regex": "bad"}:
+            raise InputError("bad")
         with lock:
             running[0] += 1
             most[0] = max(most)
@@ -46,6 +48,8 @@ def test_few_at_once_and_few_that_wait() -> None:
         return "made"
 
     compiler, made = Compiler(make), []
+    with pytest.raises(InputError, match="bad"):
+        compiler(Limit("regex", "bad"), TEXT, 256)
     threads = [
         threading.Thread(target=lambda n=n: made.append(compiler(Limit("regex", str(n)), TEXT, 256)))
         for n in range(AT_ONCE + WAITING)
@@ -54,11 +58,15 @@ def test_few_at_once_and_few_that_wait() -> None:
         thread.start()
     while compiler._waiting < AT_ONCE + WAITING or running[0] < AT_ONCE:
         pass
-    with pytest.raises(ApiError) as refused:
-        compiler(Limit("regex", "one more"), TEXT, 256)
+    try:
+        with pytest.raises(ApiError) as refused:
+            compiler(Limit("regex", "one more"), TEXT, 256)
+        with pytest.raises(InputError, match="bad"):  # what is known takes no place
+            compiler(Limit("regex", "bad"), TEXT, 256)
+    finally:
+        go.set()
     assert refused.value.status == 429
     assert int(refused.value.headers["Retry-After"]) > 0
-    go.set()
     for thread in threads:
         thread.join(60)
     assert made == ["made"] * (AT_ONCE + WAITING)
