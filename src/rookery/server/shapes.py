@@ -44,6 +44,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     "guided_regex": (None,), "guided_grammar": (None,), "guided_choice": (None,), "structured_outputs": (None,),
     "echo": (None, False), "continue_final_message": (None, False), "add_generation_prompt": (None, True),
     "chat_template": (None,), "lora": (None, []), "prompt_logprobs": (None,), "n_predict": (None,),
+    "post_sampling_probs": (None, False), "response_fields": (None, []), "n_indent": (None, 0),
 }  # fmt: skip
 
 

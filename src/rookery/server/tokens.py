@@ -166,11 +166,15 @@ def _tokenized(served: Service, body: TokenizeRequest) -> Tokenized:
 
 
 def written(served: Service, body: Any, messages: list[Said], offered: Tools | None) -> str:
-    offer, template = tools.offer(offered, "auto", None), served.template
+    """A talk as its template writes it; slow for a long one. Raises what the template raises."""
+    template, think, reply = served.template, think_mode(body), body.add_generation_prompt is not False
+    if isinstance(template, Jinja):  # it has a form for tools or none, which it alone knows
+        given = [tool.model_dump(exclude_none=True) for tool in offered or ()]
+        return template.render(tools.talk(messages), reply, think=think, tools=given)
+    offer = tools.offer(offered, "auto", None)
     if offer or tools.needed(messages):
         template = tools.with_tools(template)
-    reply = body.add_generation_prompt is not False
-    think = think_mode(body) or ("off" if offer else None)
+    think = think or ("off" if offer else None)
     return template.render(tools.talk(messages), reply, think=think, tools=offer.tools if offer else ())
 
 
