@@ -231,6 +231,7 @@ def test_roles_and_parts(ask: Callable[..., Any]) -> None:
         ({"logit_bias": {"99999": 1}}, 400, None),
         ({"logit_bias": {"1": 101}}, 400, None),
         ({"top_logprobs": 21}, 400, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 20, "max_tokens": 50_000}, 400, "logprobs"),
         ({"repeat_penalty": 1.2}, 400, "repeat_penalty"),
         ({"functions": [{"name": "f"}]}, 400, "functions"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema"),
@@ -273,6 +274,25 @@ def test_thoughts_stand_apart(serving: Callable[..., Here], tiny_v7: Any) -> Non
         pieces = [piece["choices"][0]["delta"] for piece in asked(server, "Do you?", stream=True, **effort)]
         assert "".join(piece.get("reasoning_content", "") for piece in pieces) == "Hm, so."
         assert "".join(piece.get("content", "") for piece in pieces) == "Yes, I do."
+
+
+def test_a_jinja_template(serving: Callable[..., Here], tiny_v7: Any) -> None:
+    """Its thoughts, and the tools that it has no form for."""
+    source = (
+        "{% for m in messages %}{{ {'user': 'User', 'assistant': 'Assistant', 'system': 'System'}[m.role] }}: "
+        "{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:"
+        "{% if enable_thinking %} <think>{% endif %}{% endif %}"
+    )
+    server = serving(puppet(tiny_v7, " <think>\nHm.\n</think>\n\nYes."), template=source)
+    message = asked(server, "Hi", chat_template_kwargs={"enable_thinking": True})["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")
+    limited = asked(server, "Hi", regex="a|b", return_token_ids=True)
+    assert bytes(limited["prompt_token_ids"]).endswith(b"Assistant:")
+    assert words(limited) in "ab"
+    call = ' ```json\n{"name": "f", "arguments": {}}\n```'
+    server = serving(puppet(tiny_v7, call), template=source)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    assert asked(server, "Hi", tools=tools)["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "f"
 
 
 @pytest.mark.parametrize(("effort", "mode"), [("none", "fake"), ("low", "short"), ("high", "long")])

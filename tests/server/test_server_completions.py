@@ -156,6 +156,8 @@ def test_what_is_asked_twice_is_read_once(on_gosling: Here) -> None:
         ({"max_tokens": 2**40}, "max_tokens"),
         ({"seed": 2**64}, "seed"),
         ({"n_predict": 5}, "n_predict"),
+        ({"logprobs": 20, "max_tokens": 50_000}, "logprobs"),
+        ({"prompt": [[5] * 60_000], "logprobs": 20, "echo": True, "stream": True}, "logprobs"),
     ],
 )
 def test_refusals(on_gosling: Here, fields: dict[str, Any], word: str) -> None:

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from rookery.engine import Ended, Scored, Wrote
+from rookery.sampling import Sampling
 from rookery.server import choices, tools
 from rookery.server.answers import ChatCompletion, ChatEvent, gives
 from rookery.server.errors import ApiError
@@ -24,7 +25,7 @@ from rookery.server.prompt import Prompt, options, prompt, think_mode
 from rookery.server.service import Service, service
 from rookery.server.shapes import ChatRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
-from rookery.server.work import Ask, Work, reply_tokens, system_fingerprint
+from rookery.server.work import Ask, Work, check_scores, reply_tokens, system_fingerprint
 
 router = APIRouter()
 ROUTE = "/v1/chat/completions"
@@ -71,10 +72,11 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
         constraint=compiler(held, tokenizer, served.model.config.n_vocab) if held else None,
         scores=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    check_scores(0 if body.stream else ask.n * ask.max_tokens, ask.scores)
     return _Chat(served, body, ask, read, offer is not None, request_id)
 
 
-def _base(served: Service, held: bool) -> Any:
+def _base(served: Service, held: bool) -> Sampling:
     """The sampling of what a request leaves out. Penalties would spoil a form that has to repeat its signs."""
     return replace(served.sampling, presence=0.0, frequency=0.0) if held else served.sampling
 

@@ -25,7 +25,7 @@ from rookery.server.service import Service, service
 from rookery.server.shapes import CompletionRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
 from rookery.server.texts import prompts
-from rookery.server.work import Ask, Work, reply_tokens, system_fingerprint
+from rookery.server.work import Ask, Work, check_scores, reply_tokens, system_fingerprint
 
 router = APIRouter()
 ROUTE = "/v1/completions"
@@ -79,6 +79,8 @@ def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: s
         )
         for tokens in prompts(served, body.prompt, "prompt")
     ]
+    read = sum(len(ask.tokens) for ask in asks) if body.echo else 0
+    check_scores(read + (0 if body.stream else sum(ask.n * ask.max_tokens for ask in asks)), body.logprobs)
     return _Completions(served, body, [Work(served, ask, ROUTE, request_id) for ask in asks])
 
 

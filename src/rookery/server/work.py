@@ -20,6 +20,7 @@ from rookery.server.service import Service
 from rookery.state import State
 from rookery.stream import Constraint, Draft
 
+MOST_SCORES = 1 << 20  # about 100 bytes each
 CACHED_FROM = 16  # tokens of a prompt for which a state is worth its memory
 
 
@@ -198,6 +199,17 @@ def reply_tokens(served: Service, asked: int | None, default: int) -> int:
     if asked is not None and asked > most:
         raise ApiError(400, f"max_tokens: {asked} are asked for; this server writes at most {most}", param="max_tokens")
     return min(default, most) if asked is None else asked
+
+
+def check_scores(tokens: int, top: int | None) -> None:
+    """400 for more log-probabilities in one answer than memory should hold; `tokens` may have some, `top` each."""
+    if top is not None and tokens * (1 + top) > MOST_SCORES:
+        raise ApiError(
+            400,
+            f"logprobs: {tokens} tokens with {top} others each are too many for one answer, which has room for "
+            f"{MOST_SCORES}; ask for fewer, or stream what is written",
+            param="logprobs",
+        )
 
 
 def system_fingerprint(model: Model) -> str:
