@@ -254,7 +254,7 @@ def test_a_talk_is_loaded_into_a_file_in_one_transaction(tmp_path: Path, monkeyp
     real = Database.writing
 
     def counted(self: Database, durable: bool = True) -> object:
-        begun.append(None if self._connection is None else self._connection.in_transaction)
+        begun.append(self.writer.connection is not None and self.writer.connection.in_transaction)
         return real(self, durable)
 
     monkeypatch.setattr(Database, "writing", counted)

@@ -156,7 +156,9 @@ def test_both_sides_of_a_fork_write(made: SQLite, path: Path) -> None:
     head = made.heads("first")["main"]
     child = os.fork()
     if child == 0:
-        done = made._file._connection is None  # SQLite's rule: none is carried over
+        done = (
+            made._file.writer.connection is None and made._file.reader.connection is None
+        )  # SQLite's rule: none is carried over
         done = done and made.add("first", turn(head, 7), "main", head) and made.has(key_of(1))
         made.close()
         os._exit(0 if done else 1)
@@ -172,7 +174,7 @@ def test_both_sides_of_a_fork_write(made: SQLite, path: Path) -> None:
 
 def test_a_full_disk_loses_nothing_that_was_kept(made: SQLite, path: Path) -> None:
     before, head = made.nodes("first"), made.heads("first")["main"]
-    with made._file.reading() as db:
+    with made._file.alone() as db:
         db.execute("PRAGMA max_page_count = 1")  # SQLite keeps it at what the file has now
         (pages,) = db.execute("PRAGMA max_page_count").fetchone()
     long = turn(head, *range(40_000))
@@ -182,7 +184,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(made: SQLite, path: Path) -> No
         made.put("key" * 100_000, snapshot())  # beyond what the index has room for
     assert (made.nodes("first"), made.heads("first")["main"]) == (before, head)
     assert same(made.get(key_of(1)), snapshot())
-    with made._file.reading() as db:
+    with made._file.alone() as db:
         db.execute(f"PRAGMA max_page_count = {pages + 1000}")
     assert made.add("first", long, "main", head)
     made.close()
@@ -227,7 +229,7 @@ def test_a_file_that_may_not_grow(path: Path, states: int) -> None:
 
 
 def test_a_file_that_may_not_be_written(made: SQLite) -> None:
-    with made._file.reading() as db:
+    with made._file.alone() as db:
         db.execute("PRAGMA query_only = ON")
     with pytest.raises(errors.CannotWrite, match="readonly"):
         made.add("first", turn(None, 9), "main", None)
@@ -365,6 +367,15 @@ def test_a_removed_talk_is_not_in_the_file(made: SQLite, path: Path) -> None:
     made.put(key_of(6), snapshot())
     kept = b"".join(p.read_bytes() for p in path.parent.iterdir() if p.is_file() and p.suffix != ".db-shm")
     assert b"plugh" not in kept
+
+
+def test_who_reads_does_not_wait_for_who_writes(made: SQLite) -> None:
+    before = made.nodes("first")
+    with ThreadPoolExecutor(1) as pool, made.together():
+        assert made.add("first", turn(None, 9), "side", None)
+        assert len(made.nodes("first")) == 3  # the one who writes sees it, the others not before it is kept
+        assert pool.submit(made.nodes, "first").result(20) == before
+    assert len(made.nodes("first")) == 3
 
 
 def test_a_thread_that_waits_for_another_programs_lock_lets_the_others_read(path: Path) -> None:

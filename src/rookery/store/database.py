@@ -1,8 +1,8 @@
 """The SQLite file under a store: opened with distrust, written by one thread at a time, every error in our words.
 
-WAL, so that readers never wait for a writer; every transaction that writes takes the write lock at its start, so that
-none fails half-way for a lock. A connection does not survive a fork (SQLite forbids it): it is closed before one, and
-both processes open their own when they next need it.
+WAL and a connection of its own for those who read, so that readers never wait for a writer; every transaction that
+writes takes the write lock at its start, so that none fails half-way for a lock. A connection does not survive a fork
+(SQLite forbids it): it is closed before one, and both processes open their own when they next need it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,27 @@ _open: weakref.WeakSet[Database] = weakref.WeakSet()
 _forking: list[Database] = []
 
 
+class _Line:
+    """A connection, and the thread that uses it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.connection: sqlite3.Connection | None = None
+
+    def disconnect(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
 class Database:
     """One file; threads may share it. `timeout`: seconds to wait for another program's lock."""
 
     def __init__(self, path: str | os.PathLike[str], timeout: float = 30.0) -> None:
         self.path, self.timeout = os.path.abspath(os.fspath(path)), timeout
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
+        self.writer, self.reader = _Line(), _Line()
+        self._in_transaction: int | None = None  # the thread that is
         self._closed = False
         with self.reading():
             pass
@@ -64,14 +78,26 @@ class Database:
 
         Raises DamagedFile, UnknownFormat, StoreError, CannotWrite.
         """
-        with self._lock, _explained(self.path):
+        inside = self._in_transaction == threading.get_ident()  # it sees what it has written
+        with self._using(self.writer if inside else self.reader, patient) as connection:
+            yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, outside of a transaction. Raises as `reading` does."""
+        with self._using(self.writer) as connection:
+            yield connection
+
+    @contextmanager
+    def _using(self, line: _Line, patient: bool = True) -> Iterator[sqlite3.Connection]:
+        with line.lock, _explained(self.path):
             if self._closed:
                 raise errors.StoreError(f"{self.path}: the store is closed")
-            if self._connection is None:
-                self._connection = _connect(self.path, self.timeout)
+            if line.connection is None:
+                line.connection = _connect(self.path, self.timeout)
             wait = self.timeout if patient else min(PATIENCE, self.timeout)
-            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * wait)}")
-            yield self._connection
+            line.connection.execute(f"PRAGMA busy_timeout = {round(1000 * wait)}")
+            yield line.connection
 
     @contextmanager
     def writing(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -81,12 +107,13 @@ class Database:
         """
         until = time.monotonic() + (self.timeout if durable else min(PATIENCE, self.timeout))
         while True:
-            with self.reading() as connection:
+            with self.alone() as connection:
                 if connection.in_transaction:  # of a block around this one, which makes it durable or not
                     yield connection
                     return
                 if _begun(connection, durable, until):
                     connection.execute(f"PRAGMA busy_timeout = {round(1000 * self.timeout)}")
+                    self._in_transaction = threading.get_ident()
                     try:
                         yield connection
                         connection.execute("COMMIT")
@@ -94,24 +121,25 @@ class Database:
                         with suppress(sqlite3.Error):  # a full disk has rolled it back
                             connection.execute("ROLLBACK")
                         raise
+                    finally:
+                        self._in_transaction = None
                     return
             time.sleep(GLANCE / 2)  # other threads may read meanwhile
 
     def empty_log(self) -> None:
         """Bring what the log holds into the file, and let go of the log's bytes, unless someone still reads it."""
-        with self.reading() as connection:
+        with self.alone() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        with self._lock:
+        with self.writer.lock, self.reader.lock:
             self._closed = True
-            self._disconnect()
+            self.disconnect()
 
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
+    def disconnect(self) -> None:
+        """Both connections, which are made anew when they are needed. The caller has both locks."""
+        self.reader.disconnect()
+        self.writer.disconnect()
 
 
 def _begun(connection: sqlite3.Connection, durable: bool, until: float) -> bool:
@@ -227,14 +255,17 @@ def _in_our_words(path: str, error: Any) -> errors.RookeryError:
 
 def _before_fork() -> None:
     for database in list(_open):
-        database._lock.acquire()
-        database._disconnect()
+        database.writer.lock.acquire()
+        database.reader.lock.acquire()
+        database.disconnect()
         _forking.append(database)
 
 
 def _after_fork() -> None:
     while _forking:
-        _forking.pop()._lock.release()
+        database = _forking.pop()
+        database.reader.lock.release()
+        database.writer.lock.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -78,7 +78,7 @@ class SQLite(Cache):
                 self._swept = True
                 self._states.sweep(key for (key,) in db.execute("SELECT key FROM snapshot"))
             touched, self._touched = self._touched, {}
-            for other in touched:
+            for other in list(touched):  # a thread that reads may still note one
                 db.execute(f"UPDATE snapshot SET used = {_NEXT} WHERE key = ?", (other,))
             kept = db.execute("SELECT coalesce(sum(bytes), 0) FROM snapshot WHERE last = 2 AND key != ?", (key,))
             if kept.fetchone()[0] + len(data) > self.budget:
@@ -227,13 +227,13 @@ class SQLite(Cache):
     @contextmanager
     def _erasing(self) -> Iterator[sqlite3.Connection]:
         """A transaction after which what was deleted is not to be found in the file's free pages."""
-        with self._file.reading() as db:
+        with self._file.alone() as db:
             db.execute("PRAGMA secure_delete = ON")
         try:
             with self._file.writing() as db:
                 yield db
         finally:
-            with self._file.reading() as db:
+            with self._file.alone() as db:
                 db.execute("PRAGMA secure_delete = OFF")
         self._file.empty_log()
 
