@@ -34,7 +34,8 @@ MUTE = "reasoning.encrypted_content"  # asked for by clients by default; there i
 
 
 def work(service: Service, owner: str, asked: ResponseRequest, request_id: str = "") -> Work:
-    """Find the talk, render and encode what is said, compile what the reply must follow: slow, and in a thread.
+    """Find the talk and compile what the reply must follow: slow, and in a thread. What is said is rendered, and the
+    state looked for, when the engine has room.
 
     Raises ApiError and whatever a session raises.
     """
@@ -51,12 +52,8 @@ def work(service: Service, owner: str, asked: ResponseRequest, request_id: str =
     told = Told(answer.output, how.begun(session), blank=blank, calls=how.calls)
     seed = asked.first_seed()
     reply = session.say(messages, most, seed=seed, stop=asked.stops(), **how.limits)
-    reading = reply.prepare()
-    prompt.check_length(reading.tokens, service.settings.max_prompt_tokens)
-    note.read, note.cached = reply.known_tokens, max(0, reply.known_tokens - reply.read_tokens)
-    service.metrics.prompt(note.read, note.cached)
     deltas = asked.stream_options is not None and bool(asked.stream_options.include_state_delta)
-    made = Work(service, session, reply, reading, answer, told, owner=owner, request_id=request_id)
+    made = Work(service, session, reply, answer, told, owner=owner, request_id=request_id)
     made.store, made.streamed, made.deltas = asked.store is not False, bool(asked.stream), deltas
     return made
 

@@ -20,6 +20,7 @@ from rookery.engine import Cancelled, Ended, Failed, Marked, Sequence, Start, Wr
 from rookery.engine import Event as Heard
 from rookery.server import feed
 from rookery.server.errors import ApiError, as_api, places
+from rookery.server.prompt import check_length
 from rookery.server.responses_answer import STATUS, Answer, Told
 from rookery.server.responses_events import Event
 from rookery.server.service import Service
@@ -36,14 +37,13 @@ log = logging.getLogger("rookery.server")
 
 
 class Work:
-    """`reading`: what `reply` has to read first. `owner`: among whom the engine is shared."""
+    """`owner`: among whom the engine is shared."""
 
     def __init__(
         self,
         service: Service,
         session: Session,
         reply: Reply,
-        reading: Reading,
         answer: Answer,
         told: Told,
         *,
@@ -56,7 +56,7 @@ class Work:
         self.deltas = False  # and among them the state's motion
         self.status = "in_progress"
         self._service, self._session, self._reply = service, session, reply
-        self._reading = reading
+        self._reading: Reading | None = None  # what the reply has to read first
         self._told, self._request_id = told, request_id
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._error: Exception | None = None
@@ -152,9 +152,14 @@ class Work:
         return Sequence(self._start, listen, owner=self.owner, deltas=DELTAS if self.deltas else 0)
 
     def _start(self) -> Start:
-        """In a thread of the engine's."""
-        point, tokens, marks, _ = self._reading
-        return Start(point.state.copy(), tokens, point.logits, tuple(at for at, _ in marks), (self._reply.draft(),))
+        """In a thread of the engine's, when there is room: those who wait hold no state."""
+        reply, note, service = self._reply, self.answer.note, self._service
+        self._reading = reading = reply.prepare()
+        check_length(reading.tokens, service.settings.max_prompt_tokens)
+        note.read, note.cached = reply.known_tokens, max(0, reply.known_tokens - reply.read_tokens)
+        service.metrics.prompt(note.read, note.cached)
+        point, tokens, marks, _ = reading
+        return Start(point.state.copy(), tokens, point.logits, tuple(at for at, _ in marks), (reply.draft(),))
 
     def _hear(self, event: Heard) -> None:
         if isinstance(event, Failed):
@@ -216,6 +221,7 @@ class Work:
         if not records.on:
             return
         assert ended.draft is not None
+        assert self._reading is not None
         bias = {str(token): repr(value) for token, value in sampling.logit_bias.items()}
         records.write(
             request=self._request_id,
