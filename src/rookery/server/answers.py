@@ -219,6 +219,11 @@ def gives(answer: Any, event: type[Event] | None = None) -> dict[str, Any]:
 
 
 COMPONENTS = "#/components/schemas/"
-EVENTS: dict[str, Any] = models_json_schema(
-    [(event, "validation") for event in Event.__subclasses__()], ref_template=COMPONENTS + "{model}"
-)[1]["$defs"]  # for the document: FastAPI knows nothing of streams
+JSON_IN: Literal["validation"] = "validation"  # so that JSON in a text is described as such
+
+
+def event_shapes() -> dict[str, Any]:
+    """Of all events, for the document: FastAPI knows nothing of streams."""
+    found = [(event, JSON_IN) for event in Event.__subclasses__()]
+    shapes: dict[str, Any] = models_json_schema(found, ref_template=COMPONENTS + "{model}")[1]["$defs"]
+    return shapes

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from rookery import __version__
 from rookery.server import errors
-from rookery.server.answers import EVENTS
+from rookery.server.answers import event_shapes
 from rookery.server.door import Door
 from rookery.server.guard import Guard
 from rookery.server.service import Life, Service
@@ -91,5 +91,5 @@ def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    schemas |= EVENTS
+    schemas |= event_shapes()
     return document

@@ -12,15 +12,15 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from rookery.engine import Ended, Score, Wrote
 from rookery.sampling import Sampling
 from rookery.server import choices, embeddings, tokens
-from rookery.server.answers import Timings, gives
-from rookery.server.errors import ApiError
+from rookery.server.answers import Event, Timings, gives
+from rookery.server.errors import ApiError, ErrorBody
 from rookery.server.keys import Caller, needs
 from rookery.server.limits import compiler, limit
 from rookery.server.service import Service, service
@@ -62,6 +62,16 @@ class Probable(Likely):
     top_logprobs: list[Likely]
 
 
+class LlamaPiece(BaseModel):
+    index: int
+    content: str
+    tokens: list[int]
+    stop: Literal[False]
+    tokens_predicted: int
+    tokens_evaluated: int
+    completion_probabilities: list[Probable] = []
+
+
 class LlamaCompletion(BaseModel):
     """`tokens_cached`: of the prompt, those that were not read anew. `tokens` is empty unless it is asked for."""
 
@@ -81,6 +91,10 @@ class LlamaCompletion(BaseModel):
     stopping_word: str
     timings: Timings
     completion_probabilities: list[Probable] = []
+
+
+class LlamaEvent(Event):
+    data: Json[LlamaPiece | LlamaCompletion | ErrorBody]
 
 
 class EmbeddingRequest(Shape):
@@ -103,7 +117,7 @@ class Counted(BaseModel):
     input_tokens: int
 
 
-@router.post("/completion", **gives(LlamaCompletion | list[LlamaCompletion]))
+@router.post("/completion", **gives(LlamaCompletion | list[LlamaCompletion], LlamaEvent))
 async def completion(body: LlamaRequest, request: Request, caller: Chats) -> Response:
     """Go on with a prompt. `stream` is for one prompt; its events are pieces, and at the end all but the text."""
     served = service(request)
