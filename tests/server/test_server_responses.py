@@ -283,6 +283,18 @@ def test_a_stream_can_be_cancelled_by_its_id(client: httpx.Client, server: Here)
     assert last["response"] == told
 
 
+def test_a_response_that_is_cancelled_before_its_first_word_leaves_no_turn(client: httpx.Client, server: Here) -> None:
+    with stream(client, "x" * 900_000, None, 10) as answer:
+        heard = events_of(answer)
+        id = next(heard)["response"]["id"]
+        with server.client() as other:
+            told = other.post(f"/v1/responses/{id}/cancel").json()
+        last = list(heard)[-1]
+    assert (last["type"], last["response"]) == ("response.incomplete", told)
+    assert (told["status"], told["usage"]["output_tokens"]) == ("cancelled", 0)
+    refused(client.get(f"/v1/responses/{id}"), 404)
+
+
 def test_anothers_stream_is_not_seen_and_not_cancelled(server: Here) -> None:
     mine, other = ({"authorization": f"Bearer {key}"} for key in ("mine", "other"))
     with server.client(headers=mine) as client, stream(client, "Hello.", None, 500_000) as answer:

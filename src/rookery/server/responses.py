@@ -85,7 +85,7 @@ async def cancel_response(id: Id, request: Request, caller: Chats) -> dict[str, 
     """End a response in the making; what was written is kept. 400 for one that is over."""
     served = service(request)
     if (work := _running(served, caller, id)) is not None:
-        work.stop()
+        work.cancel()
         return await work.finished()
     await run_in_threadpool(_stored, served, caller.owner, id)
     raise ApiError(400, "this response is over; there is nothing to cancel", code="response_over")

@@ -65,7 +65,7 @@ class Work:
         self._puts: list[asyncio.Task[None]] = []
         self._clock = service.metrics.sequence()
         self._first = 0.0
-        self._stopped = False
+        self._stopped = self._cancelled = False
         self._feed: feed.Feed | None = None
         self._ended: Ended | None = None
 
@@ -110,6 +110,11 @@ class Work:
         if self._feed is not None:
             self._feed.cancel()
 
+    def cancel(self) -> None:
+        """Stop it, for one who knows its id and so has been told that it began."""
+        self._cancelled = True
+        self.stop()
+
     # in its own task
 
     async def _run(self) -> None:
@@ -127,8 +132,11 @@ class Work:
             await self._keep()
         except Cancelled:  # before a word was written: there is no turn
             self._clock.ended("cancelled")
-            self._tell(self._told.end("cancelled"))
-            self._end("cancelled")
+            if self._cancelled:
+                self._tell(self._told.end("cancelled"))
+                self._end("cancelled")
+            else:
+                self._error = ApiError(503, "the server is going down", headers={"Retry-After": "5"})
         except Exception as error:
             self._clock.ended("failed")
             self._error = error
@@ -208,11 +216,11 @@ class Work:
         stop = ended.draft.stop_reason or "end"
         self._tell(self._told.end(stop))
         note.ended = int(time.time())
-        self._clock.ended(stop)
         await asyncio.gather(*self._puts, return_exceptions=True)  # of the cache: nothing is lost without
         if self.store:
             self._reply.note.update(asdict(note))
             await run_in_threadpool(self._reply.close, stop, ended.draft, ended.point)
+        self._clock.ended(stop)
         self._record(ended, stop)
         self._end(stop)
 
