@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ hooks = "HOOKS"
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 413, 414, 415]
 """
+KEY = "a-key-for-these-tests"
 WIDTH = 400  # characters of a line of the report
 
 
@@ -83,16 +84,16 @@ def reference(path: str, method: str) -> str:
     return f"#/paths/{path.replace('/', '~1')}/{method}"
 
 
-def examine(server: Here, folder: Path, *arguments: str) -> None:
+def examine(server: Here, folder: Path, *arguments: str, checks: Sequence[str] = CHECKS, key: str = "none") -> None:
     """Run schemathesis; its report is the message of a failure."""
-    with server.client() as client:
+    with server.client(headers={"Authorization": f"Bearer {key}"}) as client:
         document = closed(client.get("/openapi.json").json())
     if "stateful" in arguments:
         document = linked(document)
     (folder / "openapi.json").write_text(json.dumps(document))
     (folder / "schemathesis.toml").write_text(SETTINGS.replace("HOOKS", str(HOOKS)))
     command = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", server.url, "--no-color"]
-    command += ["--seed", "1", "--generation-deterministic", "--checks", ",".join(CHECKS), *arguments]
+    command += ["--seed", "1", "--generation-deterministic", "--checks", ",".join(checks), *arguments]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
     report = "\n".join(line[:WIDTH] for line in (found.stdout + found.stderr).splitlines())
     assert found.returncode == 0, report
@@ -109,6 +110,15 @@ def test_the_routes_answer_as_the_document_says(small: Here, tmp_path: Path) -> 
 def test_chains_of_requests_hold_too(small: Here, tmp_path: Path) -> None:
     """What one answers is asked of the next: a response is gone on with, forked, rewound, exported and deleted."""
     examine(small, tmp_path, *CHAINS, "--max-examples", "40")
+
+
+def test_nothing_is_done_without_the_key_that_the_document_asks_for(tiny_v7: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY} admin tests\n")
+    keys.chmod(0o600)
+    only = ("--phases", "fuzzing", "--mode", "positive", "--max-examples", "3", "-H", f"Authorization: Bearer {KEY}")
+    with Here(tiny_v7, **SMALL, api_key_file=str(keys)) as server:
+        examine(server, tmp_path, *only, checks=["ignored_auth"], key=KEY)
 
 
 @pytest.mark.slow

@@ -84,11 +84,15 @@ async def _bring(life: Life, load: Load, failed: Failed) -> None:
 
 
 def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI documents 422 for what is answered with 400 here, and no events."""
+    """FastAPI documents 422 for what is answered with 400 here; it knows nothing of our events and keys."""
     for path in document.get("paths", {}).values():
         for operation in path.values():
-            operation.get("responses", {}).pop("422", None)
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            operation["responses"].pop("422", None)
+            if "401" in operation["responses"]:
+                operation["security"] = [{"key": []}]
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas |= event_shapes()
