@@ -72,7 +72,7 @@ def make(life: Life, load: Load, failed: Failed) -> FastAPI:
         )
     app.add_middleware(Guard, metrics=life.metrics)
     document = app.openapi
-    app.openapi = lambda: _as_answered(document())  # type: ignore[method-assign]
+    app.openapi = lambda: _as_answered(document(), open=life.keys.open)  # type: ignore[method-assign]
     return app
 
 
@@ -83,12 +83,14 @@ async def _bring(life: Life, load: Load, failed: Failed) -> None:
         failed(error)
 
 
-def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI documents 422 for what is answered with 400 here; it knows nothing of our events and keys."""
+def _as_answered(document: dict[str, Any], *, open: bool) -> dict[str, Any]:
+    """FastAPI documents 422 for what is answered with 400 here; it knows nothing of our events and keys, which a server
+    that is `open` does not ask for.
+    """
     for path in document.get("paths", {}).values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-            if "401" in operation["responses"]:
+            if "401" in operation["responses"] and not open:
                 operation["security"] = [{"key": []}]
     components = document.setdefault("components", {})
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
