@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -217,6 +219,42 @@ def test_a_store_that_stays_locked_is_said_to_be(serving: Callable[..., Here], t
         refused(client, input="Second.", previous_response_id=first["id"])
         lock.close()
         ask(client, "Third.", first["id"], max_output_tokens=3)
+
+
+def redis_at(folder: Path) -> subprocess.Popen[bytes]:
+    """One that keeps what it has acknowledged, on a socket."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    command = [program, "--port", "0", "--unixsocket", str(folder / "socket"), "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    (folder / "socket").unlink(missing_ok=True)
+    made = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for((folder / "socket").exists)
+    return made
+
+
+def test_a_redis_that_is_gone_for_a_while(process: Start, tiny_v7: Any, tmp_path: Path) -> None:
+    pytest.importorskip("redis")
+    chain, redis = Chain(tiny_v7, "seeded"), redis_at(tmp_path)
+    try:
+        server = process(*TINY, "--store", f"unix://{tmp_path / 'socket'}")
+        with server.client() as client:
+            chain.go_on(client, "Before.")
+            assert chain.last is not None
+            redis.kill()
+            redis.wait()
+            refused(client, input="Gone.", previous_response_id=chain.last["id"])
+            refused(client, input="Gone.")
+            assert ask(client, "Kept nowhere.", store=False, max_output_tokens=3)["status"] == "incomplete"
+            assert client.get("/health/ready").status_code == 200
+            redis = redis_at(tmp_path)
+            wait_for(lambda: client.get(f"/v1/responses/{chain.said[0]['id']}").status_code == 200)
+            chain.go_on(client, "After.")
+            chain.check(client, tmp_path)
+    finally:
+        redis.kill()
+        redis.wait()
 
 
 def turns_of(server: Here, response: str) -> list[dict[str, Any]]:
