@@ -17,6 +17,7 @@ from serving import Here, wait_for
 
 from rookery import chat
 from rookery.chat.roles import BUILTIN
+from rookery.server import feed
 
 FOX = "Tell me a story of a fox who went into the wood and met an old bear there."
 ROUTE = "/v1/chat/completions"
@@ -342,13 +343,28 @@ def test_a_client_that_goes_ends_its_reply(serving: Callable[..., Here]) -> None
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900_000, "n": 2}
     with server.client() as client:
         with client.stream("POST", ROUTE, json={**body, "stream": True}) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # which closes the answer when it is let go
+            next(lines)
             assert server.service.engine.stats()["running"] == 2
         wait_for(lambda: server.service.engine.stats()["running"] == 0)
         with pytest.raises(httpx.ReadTimeout):
             client.post(ROUTE, json=body, timeout=httpx.Timeout(60, read=0.2))
         wait_for(lambda: server.service.engine.stats()["running"] == 0)
     assert server.service.engine.stats()["places"] == 0
+
+
+def test_what_waits_for_a_slow_reader_is_bounded(serving: Callable[..., Here], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "WAITING", 5000)
+    server = serving(template="world")
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900_000, "logprobs": True}
+    body |= {"stream": True, "top_logprobs": 20}
+    with server.client() as client, client.stream("POST", ROUTE, json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        wait_for(lambda: server.service.engine.stats()["running"] == 0)
+        assert server.service.engine.stats()["tokens_written"] < 100_000
+        *_, last = filter(None, lines)
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "slow_reader"
 
 
 def test_no_room(serving: Callable[..., Here]) -> None:

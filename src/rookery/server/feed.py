@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from rookery.engine import Ended, Engine, Event, Failed, Sequence
+from rookery.engine import Ended, Engine, Event, Failed, Sequence, Wrote
+
+WAITING = 1 << 18  # tokens and log-probabilities of one sequence that may wait for a slow reader; about 100 bytes each
 
 Queue = asyncio.Queue[Event]
 Make = Callable[[Callable[[Event], None]], Sequence]
@@ -41,11 +43,25 @@ class Outbox:
 
 
 class Feed:
-    """The events of one sequence: iterate them to the last, one by one or as `batches`."""
+    """The events of one sequence: iterate them to the last, one by one or as `batches`. Where too many of them wait for
+    their reader the sequence is cancelled, and `slow` says so.
+    """
 
-    def __init__(self, engine: Engine, sequence: Sequence, queue: Queue) -> None:
-        self._engine, self._sequence, self._queue = engine, sequence, queue
-        self._left = sequence.places  # drafts that have not ended
+    def __init__(self, engine: Engine, outbox: Outbox, make: Make) -> None:
+        self.slow = False
+        self._engine, self._outbox = engine, outbox
+        self._queue: Queue = asyncio.Queue()
+        self._heard = self._told = 0  # counted in the engine's thread, and in the loop's
+        self._sequence = make(self._hear)
+        self._left = self._sequence.places  # drafts that have not ended
+        engine.submit(self._sequence)
+
+    def _hear(self, event: Event) -> None:
+        self._heard += _size(event)
+        if self._heard - self._told > WAITING and not self.slow:
+            self.slow = True
+            self._engine.cancel(self._sequence)
+        self._outbox.put(self._queue, event)
 
     @property
     def over(self) -> bool:
@@ -73,11 +89,16 @@ class Feed:
             yield found
 
     def _note(self, event: Event) -> Event:
+        self._told += _size(event)
         if isinstance(event, Failed):
             self._left = 0
         elif isinstance(event, Ended):
             self._left -= 1
         return event
+
+
+def _size(event: Event) -> int:
+    return 1 + len(event.score.top) if isinstance(event, Wrote) and event.score else 1
 
 
 class Serves(Protocol):
@@ -96,11 +117,7 @@ async def open(service: Serves, make: Make) -> AsyncIterator[Feed]:
 
     Raises Busy.
     """
-    queue: Queue = asyncio.Queue()
-    outbox = service.outbox
-    sequence = make(lambda event: outbox.put(queue, event))
-    service.engine.submit(sequence)
-    feed = Feed(service.engine, sequence, queue)
+    feed = Feed(service.engine, service.outbox, make)
     try:
         yield feed
     finally:

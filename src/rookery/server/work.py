@@ -66,7 +66,7 @@ class Work:
                     if isinstance(event, Failed):
                         raise gone() if isinstance(event.error, Cancelled) else event.error
                     if isinstance(event, Ended) and event.draft and event.draft.stop_reason == "cancelled":
-                        raise gone()
+                        raise _slow() if events.slow else gone()
                     if isinstance(event, Scored | Wrote | Ended):
                         told.append(event)
                 if told:
@@ -215,6 +215,10 @@ def check_scores(tokens: int, top: int | None) -> None:
 def system_fingerprint(model: Model) -> str:
     """What decides the answers besides the request: the weights, and how they are computed."""
     return f"fp_{sha256(f'{model.weights.fingerprint} {model.arithmetic}'.encode()).hexdigest()[:12]}"
+
+
+def _slow() -> ApiError:
+    return ApiError(400, "this stream was read far more slowly than written, and is ended", code="slow_reader")
 
 
 def gone() -> ApiError:
