@@ -124,7 +124,8 @@ class Engine:
                 for sequence in {branch.sequence for branch, _ in part}:
                     self._fail(sequence, error)
         self._counts["steps"] += bool(work)
-        self.after_step()
+        with suppress(Exception):  # as a listener's
+            self.after_step()
         return bool(work)
 
     def _take_in(self) -> None:
@@ -153,22 +154,31 @@ class Engine:
         if not sequence.cancelled:
             try:
                 found = sequence.start()
-                _check(sequence, found)
-            except Exception as error:
-                found = error
+                self._check(sequence, found)
+            except BaseException as error:
+                found = _fault(error)
         with self._changed:
             self._opened.append((sequence, found))
             self._changed.notify()
 
+    def _check(self, sequence: Sequence, start: Start) -> None:
+        """Raises where a sequence begins with something that cannot be: in a step it would be the others' end, too."""
+        prompt, config = np.asarray(start.prompt, np.int64), self.model.config
+        if len(start.drafts) not in (0, sequence.places) or not (len(prompt) or start.logits is not None):
+            raise InputError(f"{len(start.drafts)} drafts in {sequence.places} places, {len(prompt)} tokens to read")
+        if prompt.ndim != 1 or not ((prompt >= 0) & (prompt < config.n_vocab)).all():
+            raise InputError(f"a prompt of what are no tokens; there are {config.n_vocab}")
+        self.model.check(start.state)
+        start.prompt, start.marks = prompt, tuple(sorted(start.marks))
+
     def _begin(self, sequence: Sequence, start: Start) -> None:
-        prompt = np.asarray(start.prompt, np.int64)
-        branch = Branch(sequence, 0, start.state, prompt, None)
+        branch = Branch(sequence, 0, start.state, np.asarray(start.prompt), None)
         branch.logits, branch.keep = start.logits, start.keep
-        branch.marks = sorted(start.marks)
+        branch.marks = list(start.marks)
         sequence.drafts = start.drafts
         sequence.branches = [branch]
         self._running.append(branch)
-        if not len(prompt):
+        if not branch.left:
             self._guarded(self._write_on, branch)
 
     def _compute(self, kind: str, part: Work) -> None:
@@ -198,7 +208,7 @@ class Engine:
             return  # another branch of it has failed in this step
         try:
             do(branch, *more)
-        except Exception as error:
+        except BaseException as error:
             self._fail(branch.sequence, error)
 
     def _fed(self, branch: Branch, rows: int, logits: Array) -> None:
@@ -309,13 +319,13 @@ class Engine:
             assert draft is not None
             self._over(branch, Ended(branch.index, draft, draft.end("cancelled"), None, None))
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
         for branch in sequence.branches:
             self._running.remove(branch)
         sequence.branches = []
         self._counts["failed"] += not isinstance(error, Cancelled)
         self._release(sequence)
-        self._tell(sequence, Failed(error))
+        self._tell(sequence, Failed(_fault(error)))
 
     def _release(self, sequence: Sequence) -> None:
         with self._changed:
@@ -336,7 +346,6 @@ def _kinds(work: Iterable[tuple[Branch, int]]) -> list[tuple[str, Work]]:
     return [(kind, part) for kind, part in kinds.items() if part]
 
 
-def _check(sequence: Sequence, start: Start) -> None:
-    """Raises InputError where a sequence begins with something that cannot be."""
-    if len(start.drafts) not in (0, sequence.places) or not (len(start.prompt) or start.logits is not None):
-        raise InputError(f"{len(start.drafts)} drafts in {sequence.places} places, {len(start.prompt)} tokens to read")
+def _fault(error: BaseException) -> Exception:
+    """As an Exception: the panic of a library written in Rust is none."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
