@@ -36,7 +36,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 def sensible(path: str, body: dict[str, Any], chance: int) -> dict[str, Any]:
     """`chance` decides which of several is kept, and what is asked beside."""
     made = {name: value for name, value in body.items() if name not in REFUSED}
-    if not (made.get("previous_response_id") or "").startswith(("resp_", "state_")):
+    if not str(made.get("previous_response_id")).startswith(("resp_", "state_")):
         made.pop("previous_response_id", None)
     elif chance % 2:
         made.pop("instructions", None)
@@ -48,16 +48,15 @@ def sensible(path: str, body: dict[str, Any], chance: int) -> dict[str, Any]:
     if path == "/v1/chat/completions":
         made["logprobs"] = chance % 4 == 0
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        if made.get(name) is not None:
+        if isinstance(made.get(name), int):
             made[name] = made[name] % 32 + 1
-    if made.get("n") is not None:
+    if isinstance(made.get("n"), int):
         made["n"] = made["n"] % 4 + 1
     for name in ("prompt", "input"):
         if name in made:
             made[name] = read(made[name])
-    for message in made.get("messages") or ():
-        message["content"] = said(message.get("content"))
-        message.pop("tool_calls", None)
+    if isinstance(made.get("messages"), list):
+        made["messages"] = [spoken(message) for message in made["messages"]]
     return made
 
 
@@ -79,8 +78,11 @@ def read(given: Any) -> Any:
     return given or "a"
 
 
-def said(content: Any) -> Any:
-    """A content whose parts are texts."""
+def spoken(message: Any) -> Any:
+    """A message that says something, in parts that are texts."""
+    if not isinstance(message, dict) or "role" not in message:
+        return message
+    content = message.get("content") or "a"
     if isinstance(content, list):
-        return [part | {"type": "text", "text": part.get("text") or "a"} for part in content] or "a"
-    return content or "a"
+        content = [part | {"type": "text", "text": part.get("text") or "a"} for part in content]
+    return {name: value for name, value in message.items() if name != "tool_calls"} | {"content": content}
