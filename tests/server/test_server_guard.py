@@ -150,6 +150,13 @@ def test_what_would_grow_in_memory_is_refused_unread(tiny_v7: Any, piece: bytes)
         assert client.post("/echo", content=b"[" + b"1," * 998 + b"1]", headers=JSON).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["application/JSON", "Application/vnd.any+Json"])
+def test_the_case_of_its_content_type_does_not_matter(echo: Here, kind: str) -> None:
+    with echo.client() as client:
+        error = error_of(client.post("/echo", content=b'{"a": 1, "a": 2}', headers={"content-type": kind}), 400)
+    assert error.code == "invalid_json"
+
+
 def test_json_without_its_content_type_is_no_json(echo: Here) -> None:
     """A page of another site can send text/plain without being asked about its origin."""
     with echo.client() as client:

@@ -161,7 +161,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _check_json(headers: Headers, body: bytes, limits: Settings) -> None:
-    if body and "json" in headers.get("content-type", ""):
+    if body and "json" in headers.get("content-type", "").lower():
         if sum(map(body.count, SIGNS)) > limits.json_signs:  # a list of lists takes thirty times its bytes
             raise ApiError(413, f"the body has more than {limits.json_signs} commas, quotes and brackets")
         if len(body) <= HERE:
