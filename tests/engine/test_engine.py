@@ -350,3 +350,28 @@ def test_its_own_thread_and_close() -> None:
         assert ask.drafts[0].tokens == ask.alone().tokens
     with pytest.raises(InputError, match="closed"):
         engine.submit(Ask(model, [1]).sequence)
+
+
+def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    engine, first, ended = Engine(model), Ask(model, [1, 2], 10**9), threading.Event()
+    plan = engine._scheduler.plan
+
+    def fails(running: list[object]) -> object:
+        if any(branch.writing for branch in running):  # type: ignore[attr-defined]
+            monkeypatch.setattr(engine._scheduler, "plan", plan)
+            raise ZeroDivisionError
+        return plan(running)  # type: ignore[type-var]
+
+    monkeypatch.setattr(engine._scheduler, "plan", fails)
+    first.sequence.listen = lambda event: ended.set() if isinstance(event, Failed) else None
+    engine.start()
+    engine.submit(first.sequence)
+    assert ended.wait(60)
+    assert engine.alive
+    again, done = Ask(model, [1, 2], 10), threading.Event()
+    again.sequence.listen = lambda event: done.set() if isinstance(event, Ended) else None
+    engine.submit(again.sequence)
+    assert done.wait(60)
+    engine.close()
+    assert again.drafts[0].tokens == again.alone().tokens

@@ -107,7 +107,14 @@ class Engine:
 
     def _run(self) -> None:
         while not self._closing:
-            if not self.step():
+            try:
+                busy = self.step()
+            except Exception as error:  # the engine's own fault: nobody is to wait for ever because of it
+                log.exception("the engine failed outside of any one sequence")
+                for sequence in {branch.sequence for branch in self._running}:
+                    self._fail(sequence, error)
+                busy = False
+            if not busy:
                 with self._changed:
                     if not (self._closing or self._opened or self._cancelled or self._scheduler.ready):
                         self._changed.wait()
