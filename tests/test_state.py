@@ -46,6 +46,11 @@ def test_delta_is_the_l2_distance_over_root_n(model: rookery.Model, state: State
     _, other = model.forward([4], state)
     a, b = state.vector().astype(float), other.vector().astype(float)
     assert state.delta(other) == pytest.approx(np.linalg.norm(a - b) / np.sqrt(a.size))
+    mixed = state.copy()
+    mixed.layer(1).wkv[...] = other.layer(1).wkv
+    layers = state.delta_by_layer(mixed)
+    assert layers.nonzero()[0].tolist() == [1]
+    assert np.sqrt((layers**2).mean()) == pytest.approx(state.delta(mixed))
     assert state.delta(state.copy()) == 0
     pieces = state.diff(other)
     assert set(pieces) == {

@@ -119,6 +119,13 @@ class State:
         d = self.flat.astype(np.float64) - other.flat
         return float(np.sqrt((d * d).mean()))
 
+    def delta_by_layer(self, other: State) -> Array:
+        """`delta` of every layer alone: [layers]."""
+        self._same_shape(other)
+        moved = self.flat.astype(np.float64) - other.flat
+        each: Array = np.sqrt(np.square(moved).reshape(self.config.n_layer, -1).mean(1))
+        return each
+
     def diff(self, other: State) -> dict[str, float]:
         """`delta` of every piece alone: {"layers.0.att_shift": ...}."""
         self._same_shape(other)

@@ -135,7 +135,8 @@ def test_completions(client: Any, gosling_process: Process) -> None:
         echoed = lenient.completions.create(prompt="Once", logprobs=2, echo=True, **fields)
         stream = list(lenient.completions.create(prompt="Once", stream=True, **fields))
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
-    assert [chunk.choices[0].finish_reason for chunk in stream][-2:] == [None, "length"]
+    reasons = [chunk.choices[0].finish_reason for chunk in stream]  # pieces may come together in one chunk
+    assert reasons == [*[None] * (len(stream) - 1), "length"]
     assert echoed.choices[0].text == "Once" + answer.choices[0].text
     assert echoed.choices[0].logprobs.token_logprobs[0] is None
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from rookery.engine import Cancelled, Ended, Failed, Marked, Sequence, Start, Wrote
@@ -28,7 +27,6 @@ from rookery.server.sse import frame
 from rookery.session import Session
 from rookery.session.reply import Reply
 from rookery.session.tree import Point, Reading
-from rookery.state import State
 
 DELTAS = 4  # tokens from one event of the state's motion to the next
 LAST = {"completed": "response.completed", "failed": "response.failed"}  # of the stream; else response.incomplete
@@ -241,10 +239,16 @@ class Work:
             changed={
                 "before": self.answer.note.asked["previous_response_id"],
                 "after": self.answer.id if self.store else None,
-                "delta": None if ended.point is None else _moved(self._reading.point.state, ended.point[1]),
+                "delta": self._delta(ended),
             },
             left={"tokens": ended.draft.tokens, "stop_reason": stop},
         )
+
+    def _delta(self, ended: Ended) -> list[float] | None:
+        if self._reading is None or ended.point is None:
+            return None
+        moved: list[float] = ended.point[1].delta_by_layer(self._reading.point.state).tolist()
+        return moved
 
     def _end(self, stop: str) -> None:
         self.status = STATUS[stop]
@@ -254,12 +258,6 @@ class Work:
     def _tell(self, events: list[Event]) -> None:
         for event in events if self.streamed else ():
             self._events.put_nowait(event)
-
-
-def _moved(before: State, after: State) -> list[float]:
-    """How far each layer's state moved: L2 over sqrt(n)."""
-    moved = (after.flat.astype(np.float64) - before.flat).reshape(after.config.n_layer, -1)
-    return [float(x) for x in np.sqrt(np.square(moved).mean(1))]
 
 
 def _told_of(error: Exception) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def build(settings: Settings, model: Model, keys: Keys, metrics: Metrics) -> Ser
         template = chat.load(settings.template)
     model.tokenizer  # noqa: B018, a model without one is refused now
     model.forward(0)
+    model.weights.fingerprint  # noqa: B018, a pass over the file that no request should wait for
     store = open_store(settings)
     engine = Engine(model, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     made = Service(

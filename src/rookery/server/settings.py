@@ -42,7 +42,7 @@ class Settings:
     max_prompt_tokens: int = 1_000_000
     max_tokens: int = 1_000_000  # of a reply, at most
     default_tokens: int = 1024  # of a chat reply where the request says nothing
-    body_bytes: int = 32 * MIB
+    body_bytes: int = 64 * MIB  # a state of the largest models is half of that
     bodies_bytes: int = 256 * MIB  # of all bodies being read at once
     body_seconds: float = 30.0
     json_depth: int = 64

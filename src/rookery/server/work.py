@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
-
 from rookery import engine
 from rookery.engine import Cancelled, Ended, Event, Failed, Marked, Read, Scored, Start, Wrote
 from rookery.model import Model
@@ -188,9 +186,8 @@ class Work:
         """How far each layer's state moved: L2 over sqrt(n)."""
         if self._before is None or event.point is None:
             return None
-        moved = event.point[1].flat.astype(np.float64) - self._before.flat
-        layers = moved.reshape(self._service.model.config.n_layer, -1)
-        return [float(x) for x in np.sqrt((layers**2).mean(axis=1))]
+        moved: list[float] = event.point[1].delta_by_layer(self._before).tolist()
+        return moved
 
 
 def reply_tokens(served: Service, asked: int | None, default: int) -> int:
