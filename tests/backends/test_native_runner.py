@@ -159,6 +159,20 @@ def test_one_point_of_one_layer_over_several_runs() -> None:
     np.testing.assert_array_equal(heard["layers.1.att.k"][:200], heard["layers.1.att.k"][200:])
 
 
+def test_who_listens_now_and_then_waits_for_no_plan() -> None:
+    runner = rookery.load(V7, backend="native").runner
+    bare = runner.plan
+    runner.listen(print, ["layers.1.att.k"])
+    tapped = runner.plan
+    for _ in range(2):
+        runner.listen(None)
+        assert runner.plan is bare
+        runner.listen(print, "layers.1.att.k")
+        assert runner.plan is tapped
+    runner.listen(print, "att.v")
+    assert runner.plan not in (bare, tapped)
+
+
 def test_each_thread_hears_its_own_rows() -> None:
     model = rookery.load(V7, backend="native", threads=1)
     heard: dict[int, set[bytes]] = {}

@@ -26,6 +26,7 @@ from rookery.weights import Weights, tree
 
 Array = npt.NDArray[Any]
 
+BARE: frozenset[str] = frozenset()
 MOST_CORES = 16
 MOST_THREADS = 1024  # the core's limit
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of time in each so many, both cgroup v2's
@@ -63,6 +64,7 @@ class Runner:
         self._exact = dtype == "float32"
         self.arithmetic = "native float32" if self._exact else "native as stored"
         self._held: list[Weight | Table] = []
+        self._plans: dict[frozenset[str], Filled] = {}  # by the points heard: the bare one, and the last beside it
         self.listener: Callable[[str, Array], object] | None = None
         self._hearing = threading.RLock()  # what is heard lies in the engine until its next run
         try:
@@ -103,10 +105,16 @@ class Runner:
         """From now on call `listener(name, rows)` after each step for each point named: "layers.3.att.k", or "att.k"
         for every layer's. A point made of parameters alone has no rows.
 
-        The listener hears and changes nothing: the plan is made anew and gives the same bits. Raises InputError for a
+        The listener hears and changes nothing: a plan of its own gives the same bits. Raises InputError for a
         name that no point of this model has.
         """
-        wanted = set([names] if isinstance(names, str) else names) if listener else set()
+        wanted = frozenset([names] if isinstance(names, str) else names) if listener else BARE
+        if wanted not in self._plans:
+            bare = {taps: filled for taps, filled in self._plans.items() if taps == BARE}
+            self._plans = bare | {wanted: self._planned(wanted)}
+        self._filled, self.listener = self._plans[wanted], listener
+
+    def _planned(self, wanted: frozenset[str]) -> Filled:
         with np.errstate(all="ignore"):
             steps = program(self.config, self._model, wanted)
         known = {*steps.taps, *(name.split(".", 2)[2] for name in steps.taps)}
@@ -114,8 +122,7 @@ class Runner:
             raise InputError(f"no point {unknown[0]!r} in {self.config.name}; points are named as layers.0.att.k")
         made = passes.plan(steps)
         pack(made.weights(), self.threads)
-        self._filled = Filled(made, self.threads, size(self.config), self.config.n_vocab)
-        self.listener = listener
+        return Filled(made, self.threads, size(self.config), self.config.n_vocab)
 
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         """See `backends.Runner`. Raises BackendError if memory runs out."""
