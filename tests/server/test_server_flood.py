@@ -13,7 +13,8 @@ import pytest
 from serving import Process
 
 FLOOD, LONG = 10_000, 300.0
-BODY = json.dumps({"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}).encode()
+ASKED = {"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
+BODY = json.dumps(ASKED).encode()
 REQUEST = (
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n" % len(BODY)
@@ -52,7 +53,7 @@ async def flood(port: int, count: int, at_once: int) -> list[tuple[int, dict[str
 def test_ten_thousand_requests(process: Callable[..., Process], waiting: int) -> None:
     served = process("--max-waiting", waiting, "--log-level", "error")
     with served.client() as client:
-        before = client.post("/v1/completions", content=BODY).json()["choices"][0]["text"]
+        before = client.post("/v1/completions", json=ASKED).json()["choices"][0]["text"]
         memory = resident(served)
         answers = asyncio.run(flood(int(served.url.rsplit(":", 1)[1]), FLOOD, 1000))
         counts = Counter(status for status, _, _ in answers)
@@ -66,5 +67,5 @@ def test_ten_thousand_requests(process: Callable[..., Process], waiting: int) ->
                 assert int(headers["retry-after"]) >= 1
                 assert body["error"]["message"]
         assert resident(served) < memory + (300 << 20)  # the cache of prompts may grow
-        assert client.post("/v1/completions", content=BODY).json()["choices"][0]["text"] == before
+        assert client.post("/v1/completions", json=ASKED).json()["choices"][0]["text"] == before
     served.terminate()
