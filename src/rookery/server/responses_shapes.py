@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from rookery.server.errors import ApiError
-from rookery.server.shapes import MAX_ITEMS, Drawn, Effort, Free, Name, Shape, Text
+from rookery.server.shapes import MAX_ITEMS, Drawn, Effort, Free, Name, Shape, Text, at_most
 
 MAX_PARTS = 1000
 
@@ -19,7 +19,7 @@ class Part(Shape):
     text: Text | None = None
 
 
-Content = Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
+Content = Text | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class MessageItem(Shape):
@@ -65,7 +65,7 @@ InputItem = Annotated[
     | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_kind),
 ]
-Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS)]
+Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class TextFormat(Shape):
@@ -108,7 +108,7 @@ class StreamOptions(Shape):
 
 
 MetadataKey = Annotated[str, Field(max_length=64)]
-Metadata = Annotated[dict[MetadataKey, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+Metadata = Annotated[dict[MetadataKey, Annotated[str, Field(max_length=512)]], Field(max_length=16), at_most(16)]
 
 
 class ResponseRequest(Drawn):
@@ -133,13 +133,13 @@ class ResponseRequest(Drawn):
     text: TextConfig | None = None
     regex: Text | None = None
     grammar: Text | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     think: Literal["off", "fake", "on", "short", "medium", "long"] | None = None
     metadata: Metadata | None = None
-    include: Annotated[list[Name], Field(max_length=20)] | None = None
+    include: Annotated[list[Name], Field(max_length=20, fail_fast=True)] | None = None
     background: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     user: Name | None = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rookery.errors import InputError
 from rookery.sampling import Sampling
@@ -23,12 +23,26 @@ MAX_ITEMS = 10_000  # messages of a talk
 MAX_TOKENS = 1 << 24
 MAX_BIAS = 1024
 
+
+def at_most(count: int) -> BeforeValidator:
+    """For an object: its length is seen to before what is in it, as `fail_fast` does for a list. Without them a body of
+    some MB, wrong in every place, becomes complaints of some GB.
+    """
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) > count:
+            raise ValueError(f"{len(value)} names; at most {count} may be given")
+        return value
+
+    return BeforeValidator(check)
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(max_length=256)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Stops = Annotated[list[Stop], Field(max_length=16)]
+Stops = Annotated[list[Stop], Field(max_length=16, fail_fast=True)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(max_length=MAX_TOKENS)]
+Tokens = Annotated[list[Token], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Free = Annotated[dict[str, Any], Field(max_length=1000)]  # a JSON object that goes on as it is
 BiasKey = Annotated[str, Field(max_length=200)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -72,8 +86,8 @@ class Drawn(Shape):
     penalty: Literal["rwkv", "rapid", "openai"] | None = None
     penalty_decay: float | None = Field(None, ge=0, le=1)
     logit_bias: (
-        Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIAS)]
-        | Annotated[list[Pair], Field(max_length=MAX_BIAS)]
+        Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIAS), at_most(MAX_BIAS)]
+        | Annotated[list[Pair], Field(max_length=MAX_BIAS, fail_fast=True)]
         | None
     ) = None
     seed: int | None = Field(None, ge=-1, lt=2**63)
@@ -134,8 +148,8 @@ class Said(Shape):
     """One message. A developer's is a system message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[Piece], Field(max_length=1000)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    content: Text | Annotated[list[Piece], Field(max_length=1000, fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Name | None = None
 
 
@@ -160,7 +174,7 @@ class Chosen(Shape):
     function: ChosenName
 
 
-Tools = Annotated[list[Tool], Field(max_length=128)]
+Tools = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
 ToolChoice = Literal["none", "auto", "required"] | Chosen
 
 
@@ -211,7 +225,7 @@ class ChatRequest(Drawn, Limited, Thinking):
     """
 
     model: Name | None = None
-    messages: list[Said] = Field(min_length=1, max_length=MAX_ITEMS)
+    messages: list[Said] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     n: int | None = Field(None, ge=1, le=128)
@@ -233,7 +247,10 @@ class CompletionRequest(Drawn, Limited):
 
     model: Name | None = None
     prompt: (
-        Text | Tokens | Annotated[list[Text], Field(max_length=1024)] | Annotated[list[Tokens], Field(max_length=1024)]
+        Text
+        | Tokens
+        | Annotated[list[Text], Field(max_length=1024, fail_fast=True)]
+        | Annotated[list[Tokens], Field(max_length=1024, fail_fast=True)]
     )
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
     n: int | None = Field(None, ge=1, le=128)

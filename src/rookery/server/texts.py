@@ -18,12 +18,12 @@ class Given(Shape):
     """A text as llama.cpp's clients may say it."""
 
     prompt_string: Text | None = None
-    content: Annotated[list[Piece], Field(max_length=1000)] | None = None
+    content: Annotated[list[Piece], Field(max_length=1000, fail_fast=True)] | None = None
 
 
 # One text: itself, token ids, or ids and texts one after the other.
-Mixed = Annotated[list[Token | Text], Field(max_length=MAX_TOKENS)]
-Prompts = Text | Given | Mixed | Annotated[list[Text | Given | Mixed], Field(max_length=MOST)]
+Mixed = Annotated[list[Token | Text], Field(max_length=MAX_TOKENS, fail_fast=True)]
+Prompts = Text | Given | Mixed | Annotated[list[Text | Given | Mixed], Field(max_length=MOST, fail_fast=True)]
 
 
 def several(given: Any) -> bool:

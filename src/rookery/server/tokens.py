@@ -32,7 +32,7 @@ END = "<|endoftext|>"
 class Talk(Thinking):
     """A talk to be written as its template does."""
 
-    messages: list[Said] = Field(min_length=1, max_length=MAX_ITEMS)
+    messages: list[Said] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
     tools: Tools | None = None
     add_generation_prompt: bool | None = None
 
@@ -45,7 +45,7 @@ class TokenizeRequest(Thinking):
     with_pieces: bool | None = None
     add_special: bool | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Said], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    messages: Annotated[list[Said], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = None
     tools: Tools | None = None
     add_generation_prompt: bool | None = None
     add_special_tokens: bool | None = None
