@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from serving import Here
+from serving import Here, wait_for
 from talking import GREEDY, ask, text_of
 
 import rookery
 from rookery import Session, State
+from rookery.server.service import READERS
 
 UNKNOWN = "0" * 32
 
@@ -239,3 +242,27 @@ def test_an_id_that_is_none_is_not_found(client: httpx.Client, id: str) -> None:
         assert client.get(path).status_code == 404
     answer = client.post("/v1/responses", json={"input": "x", "previous_response_id": id})
     assert answer.status_code == 404, answer.text
+
+
+def test_states_that_are_read_anew_leave_threads_for_others(tiny_v7: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Here(tiny_v7) as here, ThreadPoolExecutor(60) as pool, here.client() as client:
+        id, go_on = ask(client, "hello")["rookery"]["state"], threading.Event()
+        state, waiting = here.service.talks.state, []
+
+        def slow(*given: Any) -> State:
+            waiting.append(given)
+            go_on.wait(60)
+            return state(*given)
+
+        monkeypatch.setattr(here.service.talks, "state", slow)
+        kinds = ("summary", "export") * 30  # more than there are threads
+        asked = [pool.submit(httpx.get, f"{here.url}/v1/states/{id}/{kind}", timeout=60) for kind in kinds]
+        wait_for(lambda: len(waiting) == READERS and requests(here) == len(kinds))
+        assert client.post("/tokenize", json={"content": "hello"}, timeout=20).status_code == 200
+        assert len(waiting) == READERS
+        go_on.set()
+        assert {each.result().status_code for each in asked} == {200}
+
+
+def requests(here: Here) -> float:
+    return here.service.metrics.registry.get_sample_value("rookery_requests_in_flight") or 0

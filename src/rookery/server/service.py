@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from rookery import chat
@@ -26,6 +27,7 @@ from rookery.server.settings import Settings
 from rookery.server.talks import Talks
 
 PROFILE = "demo"  # where a template recommends nothing
+READERS = 8
 GRACE = 0.5  # seconds in which work whose client has just been answered ends by itself
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class Service:
     works: dict[str, Any] = field(default_factory=dict)  # responses in the making, by id
     loop: asyncio.AbstractEventLoop = field(init=False)
     outbox: Outbox = field(init=False)
+    readers: CapacityLimiter = field(init=False)  # threads in which states that are lost are read anew
 
     @property
     def names(self) -> list[str]:
@@ -69,6 +72,7 @@ class Service:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the engine run; what it tells is brought to `loop`."""
         self.loop, self.outbox = loop, Outbox(loop, self.engine)
+        self.readers = CapacityLimiter(READERS)
         self.engine.start()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -5,9 +5,11 @@ A talk is `state_...`, which means its head "main"; another head of it is `state
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -19,6 +21,7 @@ from rookery.server.errors import ERRORS, ApiError
 from rookery.server.keys import Caller, needs
 from rookery.server.responses_shapes import ForkRequest, RewindRequest
 from rookery.server.service import Service, service
+from rookery.server.sse import while_connected
 from rookery.server.talk_lists import Listed
 
 router = APIRouter()
@@ -28,6 +31,7 @@ FILE = {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
 Id = Annotated[str, Path(max_length=200)]
 Reads = Annotated[Caller, Depends(needs("read"))]
 Chats = Annotated[Caller, Depends(needs("chat"))]
+T = TypeVar("T")
 
 
 @router.get(ROUTE, **gives(StatePage))
@@ -93,7 +97,8 @@ async def export_state(
     id: Id, request: Request, caller: Reads, at: Annotated[str | None, Query(max_length=200)] = None
 ) -> Response:
     """The state as a safetensors file, where `id` stands or at a response of its talk."""
-    data = await run_in_threadpool(service(request).talks.export, caller.owner, _within(id, at))
+    served = service(request)
+    data = await _reading(request, served.talks.export, caller.owner, _within(id, at))
     return Response(data, media_type=BYTES, headers={"Content-Disposition": f'attachment; filename="{id}.safetensors"'})
 
 
@@ -105,13 +110,19 @@ async def summarise_state(
     before the first token; of WKV matrices the mean effective and stable rank. null: not defined.
     """
     served = service(request)
-    return await run_in_threadpool(_summary, served, caller.owner, id, _within(id, at))
+    return await _reading(request, _summary, served, caller.owner, id, _within(id, at))
 
 
 def _summary(served: Service, owner: str, id: str, at: str) -> dict[str, Any]:
     """In a thread."""
     state = served.talks.state(owner, at)
     return {"id": id, "object": "state.summary", "layers": states_summary.layers(state, served.model.state())}
+
+
+async def _reading(request: Request, work: Callable[..., T], *given: Any) -> T:
+    """What may wait long for the engine to read a state anew: few threads do, so that the others' work finds some."""
+    limiter = service(request).readers
+    return await while_connected(request, to_thread.run_sync(work, *given, limiter=limiter))
 
 
 async def _head(served: Service, caller: Caller, id: str) -> dict[str, Any]:
