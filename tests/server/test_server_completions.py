@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,3 +164,33 @@ def test_what_is_asked_twice_is_read_once(on_gosling: Here) -> None:
 def test_refusals(on_gosling: Here, fields: dict[str, Any], word: str) -> None:
     answer = asked(on_gosling, status=400, **fields)
     assert word in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion"])
+def test_prompts_that_wait_hold_no_grammar_of_their_own(tiny_v7: Any, monkeypatch: Any, path: str) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Free:
+        complete = False
+
+        def __init__(self) -> None:
+            nonlocal most
+            alive.add(self)
+            most = max(most, len(alive))
+
+        def allowed(self) -> Any:
+            return np.ones(tiny_v7.config.n_vocab, np.bool_)
+
+        def accept(self, token: int) -> None:
+            pass
+
+        def copy(self) -> Free:
+            return Free()
+
+    for module in ("completions", "llama"):
+        monkeypatch.setattr(f"rookery.server.{module}.compiler", lambda *_: Free())
+    with Here(tiny_v7, max_batch=2) as here, here.client() as client:
+        asked = {"prompt": ["a"] * 60, "max_tokens": 3, "n_predict": 3, "regex": "a"}
+        assert client.post(path, json=asked).status_code == 200
+    assert 2 < most < 20

@@ -73,7 +73,7 @@ def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: s
             seed=body.first_seed(),
             n=body.n or 1,
             stop=body.stops(),
-            constraint=constraint.copy() if constraint else None,
+            constraint=constraint,
             scores=body.logprobs,
             prompt_scores=body.logprobs if body.echo else None,
         )

@@ -166,7 +166,7 @@ def _prepare(served: Service, body: LlamaRequest, owner: str, request_id: str) -
             sampling=body.sampling(Sampling(), model.tokenizer),
             seed=body.first_seed(),
             stop=body.stops(),
-            constraint=constraint.copy() if constraint else None,
+            constraint=constraint,
             scores=body.n_probs or None,
         )
         made.append(_Completion(served, body, Work(served, ask, "/completion", request_id), n))

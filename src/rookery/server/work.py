@@ -125,7 +125,7 @@ class Work:
     def _draft(self, n: int) -> Draft:
         ask, model = self.ask, self._service.model
         seed = None if ask.seed is None else (ask.seed + n) % (1 << 64)
-        constraint = ask.constraint.copy() if ask.constraint and n else ask.constraint
+        constraint = ask.constraint.copy() if ask.constraint else None  # those who wait hold none of their own
         sampler = model.sampler(ask.sampling, seed)
         return Draft(model.tokenizer, ask.max_tokens, sampler, stop=ask.stop, constraint=constraint)
 
