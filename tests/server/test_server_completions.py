@@ -191,6 +191,6 @@ def test_prompts_that_wait_hold_no_grammar_of_their_own(tiny_v7: Any, monkeypatc
     for module in ("completions", "llama"):
         monkeypatch.setattr(f"rookery.server.{module}.compiler", lambda *_: Free())
     with Here(tiny_v7, max_batch=2) as here, here.client() as client:
-        asked = {"prompt": ["a"] * 60, "max_tokens": 3, "n_predict": 3, "regex": "a"}
+        asked = {"prompt": ["a"] * 60, "max_tokens": 3, "regex": "a"}
         assert client.post(path, json=asked).status_code == 200
     assert 2 < most < 20

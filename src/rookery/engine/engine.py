@@ -335,6 +335,7 @@ class Engine:
         self._tell(sequence, Failed(_fault(error)))
 
     def _release(self, sequence: Sequence) -> None:
+        sequence.drafts = ()  # and their grammars, which may be large
         with self._changed:
             self._scheduler.release(sequence)
 
