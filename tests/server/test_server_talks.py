@@ -17,6 +17,7 @@ from rookery import Sampling, Session, errors
 from rookery import store as stores
 from rookery.engine import Engine
 from rookery.server import talk_ids
+from rookery.server import talks as server_talks
 from rookery.server.errors import as_api
 from rookery.server.reading import through
 from rookery.server.talks import Talks
@@ -371,6 +372,23 @@ def test_another_replica_goes_on(talks: Talks, tiny_v7: Any) -> None:
     assert talks.info("me", id).heads == {"main": id}
 
 
+def test_a_thread_that_learns_names_hides_none_from_another(tiny_v7: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stores.open(None) as store:
+        id = say(Talks(tiny_v7, store).begin("me"), SAID[0], note={talk_ids.RESPONSE: "a" * 32})
+        talks, found = Talks(tiny_v7, store), []
+        mine, name = id[:-32] + "a" * 32, server_talks.called
+
+        def beside(node: Node) -> str:
+            monkeypatch.setattr(server_talks, "called", name)
+            other = threading.Thread(target=lambda: found.append(talks.turn("me", mine)))
+            other.start()
+            other.join()
+            return name(node)
+
+        monkeypatch.setattr(server_talks, "called", beside)
+        assert [talks.turn("me", mine)] == found
+
+
 def test_threads_on_one_turn_become_branches(talks: Talks) -> None:
     first = begin(talks)
     found: dict[int, str] = {}
@@ -396,6 +414,7 @@ import sys
 import rookery
 from rookery import store
 from rookery.server import talk_ids
+from rookery.server import talks as server_talks
 from rookery.server.talks import Talks
 path, place, first, who = sys.argv[1:]
 with store.open(place) as kept:

@@ -42,15 +42,14 @@ class _Hot:
     tree: Tree
     template: chat.Template
     names: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
 
     def find(self, name: str) -> str | None:
         """The id of the turn that is called so."""
         if name not in self.names:
             for id, node in list(self.tree.nodes.items()):
-                if id not in self.seen:
-                    self.seen.add(id)
-                    self.names[id] = self.names[called(node)] = id
+                if id not in self.names:
+                    self.names[called(node)] = id
+                    self.names[id] = id  # last: another thread takes it as a sign that the other is there
         return self.names.get(name)
 
 
