@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,24 @@ def test_hidden_is_the_mean_of_what_the_last_layer_gives() -> None:
         hidden = found.ended().hidden
         assert hidden is not None
         assert hidden == pytest.approx(truth, abs=1e-5)
+
+
+def test_hidden_is_not_what_another_thread_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    alone, beside = Ask(model, [1, 2, 3], n=0, hidden=True), Ask(model, [1, 2, 3], n=0, hidden=True)
+    run(Engine(model), alone)
+    step = model.runner.step
+
+    def late(*args: Any) -> Any:
+        monkeypatch.setattr(model.runner, "step", step)
+        other = threading.Thread(target=model.forward, args=([7, 8, 9],))
+        other.start()
+        other.join()
+        return step(*args)
+
+    monkeypatch.setattr(model.runner, "step", late)
+    run(Engine(model), beside)
+    np.testing.assert_array_equal(beside.ended().hidden, alone.ended().hidden)
 
 
 def test_cancelled_within_one_step_and_the_others_go_on() -> None:

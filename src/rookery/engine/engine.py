@@ -193,7 +193,8 @@ class Engine:
         heard: list[Array] = []
         if kind == "hidden":
             last = f"layers.{self.model.config.n_layer - 1}.resid"
-            self.model.runner.listen(lambda _, rows: heard.append(rows), [last])
+            ours = threading.get_ident()  # others may use the model meanwhile, and would be heard, too
+            self.model.runner.listen(lambda _, x: heard.append(x) if threading.get_ident() == ours else None, [last])
         try:
             ids = [branch.todo[branch.at : branch.at + rows] for branch, rows in part]
             flats = [branch.state.flat for branch, _ in part]
