@@ -167,6 +167,9 @@ def hostile(tiny_v7: Any, folder: Path) -> dict[str, bytes]:
     state.save(path)
     other = rookery.load(Path(__file__).parents[1] / "fixtures" / "v6.safetensors", tokenizer="bytes")
     broken = path.read_bytes()
+    state.flat[...] = 1e38
+    state.save(path)
+    huge = path.read_bytes()
     other.state().save(path)
     return {
         "nothing": b"",
@@ -175,12 +178,14 @@ def hostile(tiny_v7: Any, folder: Path) -> dict[str, bytes]:
         "longer": good + b"x",
         "a huge header": (2**62).to_bytes(8, "little") + good[8:],
         "not finite": broken,
+        "beyond all measure": huge,
         "another model's": path.read_bytes(),
     }
 
 
 @pytest.mark.parametrize(
-    "what", ["nothing", "a pickle", "cut", "longer", "a huge header", "not finite", "another model's"]
+    "what",
+    ["nothing", "a pickle", "cut", "longer", "a huge header", "not finite", "beyond all measure", "another model's"],
 )
 def test_what_is_no_state_of_this_model_is_refused(
     client: httpx.Client, tiny_v7: Any, tmp_path: Path, what: str

@@ -58,7 +58,7 @@ async def list_states(
 async def import_state(request: Request, caller: Chats) -> dict[str, Any]:
     """A new talk that begins with the state in a safetensors file, as an export gives it."""
     talks = service(request).talks
-    id = await run_in_threadpool(talks.import_, caller.owner, await request.body())
+    id = await _reading(request, talks.import_, caller.owner, await request.body())
     return {"id": id, "object": "state"}
 
 

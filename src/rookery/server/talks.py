@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rookery import chat
 from rookery import tokenizer as tokenizers
 from rookery.errors import InputError, NoSuchTalk, StateError
@@ -207,8 +209,12 @@ class Talks:
         Raises StateError for another model's state or one with numbers that are not finite, FileError for bytes that
         are no such file, StoreError and CannotWrite.
         """
-        state = state_files.decode(data, self.model)
-        return talk_ids.of(self.begin(owner, state=state, title=title).keep())
+        session = self.begin(owner, state=state_files.decode(data, self.model), title=title)
+        tree = session._tree
+        logits, _ = self._read(tree, Reading(Point(None, tree.initial), [0], [], []))
+        if logits is None or not np.isfinite(logits).all():
+            raise StateError("the state holds numbers so large that the model gives none; it is damaged")
+        return talk_ids.of(session.keep())
 
     # within
 
