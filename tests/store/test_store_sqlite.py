@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from store_things import check, environment, key_of, same, snapshot, talk, turn
 
 from rookery import errors, store
+from rookery.store.database import Database
 from rookery.store.sqlite import SQLite
 
 
@@ -390,3 +391,22 @@ def test_a_thread_that_waits_for_another_programs_lock_lets_the_others_read(path
             other.execute("COMMIT")
             assert waiting.result()
         assert len(kept.nodes("first")) == 1
+
+
+def test_a_thread_that_evicts_bars_none_that_deletes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread does as soon as the lock is free, which is before the function has returned."""
+    size = len(snapshot().encode(False))
+    with SQLite(path, budget=6 * size) as full:
+        writing = Database.writing
+
+        @contextmanager
+        def then_empty_the_log(self: Database, durable: bool = True) -> Iterator[sqlite3.Connection]:
+            with writing(self, durable) as db:
+                yield db
+            self.empty_log()
+
+        monkeypatch.setattr(Database, "writing", then_empty_the_log)
+        for n in range(10):
+            full.put(key_of(n), snapshot())
+        assert full.stats()["evicted"] == 4
+        assert full.stats()["failed"] == 0

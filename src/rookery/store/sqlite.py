@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from rookery import errors
 from rookery.store.database import Database
@@ -91,8 +91,9 @@ class SQLite(Cache):
             )
             _rank(db, [key])
             (total,) = db.execute("SELECT sum(bytes) FROM snapshot").fetchone()
-            rows = db.execute("SELECT key, bytes FROM snapshot WHERE last < 2 AND key != ? ORDER BY last, used", (key,))
-            gone = list(victims(rows, total - self.budget))
+            others = "SELECT key, bytes FROM snapshot WHERE last < 2 AND key != ? ORDER BY last, used"
+            with closing(db.execute(others, (key,))) as rows:  # half read, it would bar another thread's `empty_log`
+                gone = list(victims(rows, total - self.budget))
             for other in gone:
                 self._delete(db, other)
             return len(gone)
