@@ -125,11 +125,11 @@ def test_the_same_again_is_no_error(kept: Store) -> None:
 
 def test_turns_that_follow_nothing_are_refused(kept: Store) -> None:
     lost = turn("0" * 32, 1)
-    with pytest.raises(errors.InputError, match="turn before it is not in talk 'first'"):
+    with pytest.raises(errors.NoSuchTalk, match="turn before it is not in talk 'first'"):
         kept.add("first", lost, "main", None)
-    with pytest.raises(errors.InputError, match="turn before it is not in talk 'first'"):
+    with pytest.raises(errors.NoSuchTalk, match="turn before it is not in talk 'first'"):
         kept.add("first", replace(lost, parent=None), "main", None)
-    with pytest.raises(errors.InputError, match=f"turn {lost.id} is not in talk"):
+    with pytest.raises(errors.NoSuchTalk, match=f"turn {lost.id} is not in talk"):
         kept.move("first", "main", None, lost.id)
     assert kept.nodes("first") == {}
     assert kept.heads("first") == {"main": None}

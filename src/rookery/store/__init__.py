@@ -66,8 +66,8 @@ class Store(Protocol):
         """Keep a turn and move `head` from `expected` to it, at once and durably.
 
         False where the head is elsewhere by now: the turn is kept all the same. Adding the same again is no error.
-        Raises CannotWrite (disk full, read-only), StoreError (locked, unreachable), InputError (the turn before it is
-        not in the talk).
+        Raises CannotWrite (disk full, read-only), StoreError (locked, unreachable), NoSuchTalk (the talk is not there,
+        or the turn before it is not in it: it may have been deleted meanwhile).
         """
 
     def together(self) -> AbstractContextManager[None]:

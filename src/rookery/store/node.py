@@ -206,8 +206,8 @@ def unknown(name: str, where: str) -> errors.NoSuchTalk:
     return errors.NoSuchTalk(f"{where}: no talk {name[:100]!r}")
 
 
-def absent(name: str, what: str) -> errors.InputError:
-    return errors.InputError(f"{what} is not in talk {name!r}")
+def absent(name: str, what: str) -> errors.NoSuchTalk:
+    return errors.NoSuchTalk(f"{what} is not in talk {name!r}")
 
 
 def no_turn(name: str, turn: str) -> errors.NoSuchTalk:
