@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from loads import SAMPLINGS, Ask, drive, tiny
 
-from rookery.engine import Busy, Ended, Engine, Event, Failed, Start
+from rookery.engine import Busy, Cancelled, Ended, Engine, Event, Failed, Start
 from rookery.errors import InputError
 from rookery.stream import Draft
 
@@ -198,3 +198,33 @@ def check_ends(ask: Ask) -> None:
     assert isinstance(last, Failed | Ended)
     if isinstance(last, Ended):
         assert isinstance(last.draft, Draft)
+
+
+def test_closed_it_begins_nothing_more() -> None:
+    model = tiny()
+    engine, begun, go_on = Engine(model), [], threading.Event()
+
+    def slow() -> Start:
+        begun.append(1)
+        go_on.wait(60)
+        return Start(model.state(), [1])
+
+    load = [Ask(model, [1], n=0) for _ in range(10)]
+    for ask in load:
+        ask.sequence.start = slow
+        engine.submit(ask.sequence)
+    engine.step()
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while True:
+        try:
+            engine.submit(Ask(model, [1]).sequence)
+        except Busy:
+            continue
+        except Cancelled:
+            break
+    go_on.set()
+    closing.join()
+    assert len(begun) < 10
+    assert [type(ask.events[-1]) for ask in load] == [Failed] * 10
+    assert engine.stats()["places"] == 0

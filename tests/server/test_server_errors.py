@@ -10,6 +10,9 @@ pytest.importorskip("fastapi")
 
 from serving import Here
 
+from rookery.engine import Cancelled
+from rookery.server.errors import as_api
+
 CHAT = "/v1/chat/completions"
 
 
@@ -46,3 +49,10 @@ def test_a_wrong_method_is_told_all_right_ones(server: Here, path: str, allowed:
         answer = client.patch(path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
     assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_what_the_engines_end_cuts_off_may_be_asked_again() -> None:
+    told = as_api(Cancelled())
+    assert told is not None
+    assert told.status == 503
+    assert "Retry-After" in told.headers

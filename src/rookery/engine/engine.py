@@ -54,10 +54,12 @@ class Engine:
     # from any thread
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises Busy where the queue is full, InputError where it could never run."""
+        """Queue a sequence. Raises Busy where the queue is full, InputError where it could never run, Cancelled where
+        the engine has been closed.
+        """
         with self._changed:
             if self._closing:
-                raise InputError("the engine is closed")
+                raise Cancelled
             self._scheduler.submit(sequence)
             self._counts["sequences"] += 1
             self._changed.notify()
@@ -158,7 +160,7 @@ class Engine:
     def _open(self, sequence: Sequence) -> None:
         """In a thread of the pool."""
         found: Start | Exception = Cancelled()
-        if not sequence.cancelled:
+        if not (sequence.cancelled or self._closing):
             try:
                 found = sequence.start()
                 self._check(sequence, found)

@@ -19,15 +19,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from rookery import engine
-from rookery.engine import Cancelled, Ended, Failed, Start
+from rookery.engine import Ended, Failed, Start
 from rookery.server import feed
-from rookery.server.errors import ERRORS, ApiError
+from rookery.server.errors import ERRORS, ApiError, gone
 from rookery.server.keys import Caller, needs
 from rookery.server.service import Service, service
 from rookery.server.shapes import Name, Shape
 from rookery.server.sse import while_connected
 from rookery.server.texts import Prompts, prompts
-from rookery.server.work import gone
 from rookery.state import Array, State
 
 router = APIRouter()
@@ -115,7 +114,7 @@ async def _vector(served: Service, tokens: list[int], owner: str, pooling: str) 
     ) as events:
         async for event in events:
             if isinstance(event, Failed):
-                raise gone() if isinstance(event.error, Cancelled) else event.error
+                raise event.error
             if isinstance(event, Ended):
                 served.metrics.prompt(len(tokens), 0)
                 if event.hidden is not None:

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from rookery import errors
+from rookery.engine import Busy, Cancelled
 from rookery.server import talk_ids
 
 INVALID, UNAVAILABLE = "invalid_request_error", "service_unavailable"
@@ -74,6 +75,11 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
+def gone() -> ApiError:
+    """What is told where the server ends before the answer does."""
+    return ApiError(503, "the server is going down", code="draining", headers={"Retry-After": "5"})
+
+
 def as_api(error: Exception) -> ApiError | None:
     """What a client is told of `error`; None if that is no business of a client's."""
     if isinstance(error, ApiError):
@@ -82,8 +88,10 @@ def as_api(error: Exception) -> ApiError | None:
         return _validation(error)
     if isinstance(error, HTTPException):
         return _of_http(error)
-    if (wait := getattr(error, "retry_after", None)) is not None:  # the engine's Busy
-        headers = {"Retry-After": str(max(1, math.ceil(wait)))}
+    if isinstance(error, Cancelled):  # by the engine's end: a client that has cancelled is told nothing
+        return gone()
+    if isinstance(error, Busy):
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
         return ApiError(429, "too many requests wait; try again later", code="queue_full", headers=headers)
     if isinstance(error, errors.RookeryError):
         return _of_rookery(error)

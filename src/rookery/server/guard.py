@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rookery.server.errors import ApiError, answer, places
+from rookery.server.errors import answer, gone, places
 from rookery.server.metrics import Metrics
 
 GONE = 499  # in log and metrics: the client went away before its answer
@@ -49,8 +49,7 @@ class Guard:
             await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the time to finish is over
             if not status:
-                error = ApiError(503, "the server is going down", code="draining", headers={"Retry-After": "5"})
-                await answer(error)(scope, receive, send_with_id)
+                await answer(gone())(scope, receive, send_with_id)
             raise
         except ClientDisconnect:
             status = GONE

@@ -128,13 +128,13 @@ class Work:
         try:
             await self._make()
             await self._keep()
-        except Cancelled:  # before a word was written: there is no turn
+        except Cancelled as error:  # before a word was written: there is no turn
             self._clock.ended("cancelled")
             if self._cancelled:
                 self._tell(self._told.end("cancelled"))
                 self._end("cancelled")
             else:
-                self._error = ApiError(503, "the server is going down", headers={"Retry-After": "5"})
+                self._error = error
         except Exception as error:
             self._clock.ended("failed")
             self._error = error

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rookery.server.errors import ApiError, as_api, body, places
+from rookery.server.errors import as_api, body, gone, places
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -104,8 +104,7 @@ class EventStream(Response):
         except asyncio.CancelledError:
             if started and not self._gone:
                 with suppress(TimeoutError):
-                    error = ApiError(503, "the server is going down", headers={"Retry-After": "5"})
-                    await asyncio.wait_for(self._send(send, frame(body(error)), True), 1.0)
+                    await asyncio.wait_for(self._send(send, frame(body(gone())), True), 1.0)
             raise
         if self._error is not None and not self._gone:
             raise self._error

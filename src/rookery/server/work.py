@@ -13,7 +13,7 @@ from rookery.engine import Cancelled, Ended, Event, Failed, Marked, Read, Scored
 from rookery.model import Model
 from rookery.sampling import Sampling
 from rookery.server import feed
-from rookery.server.errors import ApiError
+from rookery.server.errors import ApiError, gone
 from rookery.server.service import Service
 from rookery.state import State
 from rookery.stream import Constraint, Draft
@@ -62,7 +62,7 @@ class Work:
                 for event in batch:
                     self._note(event)
                     if isinstance(event, Failed):
-                        raise gone() if isinstance(event.error, Cancelled) else event.error
+                        raise event.error
                     if isinstance(event, Ended) and event.draft and event.draft.stop_reason == "cancelled":
                         raise _slow() if events.slow else gone()
                     if isinstance(event, Scored | Wrote | Ended):
@@ -216,10 +216,6 @@ def system_fingerprint(model: Model) -> str:
 
 def _slow() -> ApiError:
     return ApiError(400, "this stream was read far more slowly than written, and is ended", code="slow_reader")
-
-
-def gone() -> ApiError:
-    return ApiError(503, "the server is going down", headers={"Retry-After": "5"})
 
 
 def _reason(event: Ended) -> str:
