@@ -372,6 +372,19 @@ def test_another_replica_goes_on(talks: Talks, tiny_v7: Any) -> None:
     assert talks.info("me", id).heads == {"main": id}
 
 
+def test_a_turn_deleted_while_its_head_is_looked_up_is_not_there(
+    talks: Talks, tiny_v7: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = say(talks.open("me", begin(talks)), "And then?")
+    session = talks.open("me", id)
+    before = store.heads(session.name)
+    talks.delete_turn("me", id)
+    monkeypatch.setattr(store, "heads", lambda _: before)
+    for each in (talks, Talks(tiny_v7, store)):
+        with pytest.raises(errors.NoSuchTalk):
+            each.open("me", talk_ids.of(session))
+
+
 def test_a_thread_that_learns_names_hides_none_from_another(tiny_v7: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with stores.open(None) as store:
         id = say(Talks(tiny_v7, store).begin("me"), SAID[0], note={talk_ids.RESPONSE: "a" * 32})

@@ -54,6 +54,13 @@ class _Hot:
                     self.names[id] = id  # last: another thread takes it as a sign that the other is there
         return self.names.get(name)
 
+    def learn(self, name: str) -> str | None:
+        """As `find`, of turns that another process may have made, too."""
+        if (found := self.find(name)) is None:
+            self.tree.refresh()
+            found = self.find(name)
+        return found
+
 
 class Talks:
     """`template`: of new talks that name none. `read`: who reads tokens whose state is not known (default: the model,
@@ -227,13 +234,10 @@ class Talks:
             if named.head not in heads:
                 raise unknown()
             at = heads[named.head]
-            if at is not None and hot.find(at) is None:
-                hot.tree.refresh()
+            if at is not None and hot.learn(at) is None:
+                raise unknown()  # deleted just now
             return hot, at, named.head
-        at = hot.find(named.turn)
-        if at is None:  # another process may have made it
-            hot.tree.refresh()
-            at = hot.find(named.turn)
+        at = hot.learn(named.turn)
         if at is None or not (at in heads.values() or self.store.has_turn(name, at)):
             raise unknown()  # deleted elsewhere, or never kept
         return hot, at, next((head for head in sorted(heads) if heads[head] == at), MAIN)
