@@ -38,7 +38,7 @@ class Engine:
     end of each. Any thread may submit and cancel.
     """
 
-    def __init__(self, model: Model, max_batch: int = 16, max_waiting: int = 512, prefill_rows: int = 64) -> None:
+    def __init__(self, model: Model, max_batch: int = 16, max_waiting: int = 512, prefill_rows: int = 128) -> None:
         self.model = model
         self.after_step: Callable[[], None] = lambda: None
         self._scheduler = Scheduler(max_batch, max_waiting, CHUNK, prefill_rows)
