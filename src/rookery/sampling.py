@@ -172,15 +172,21 @@ class _Penalties:
 
 
 class _Scratch(threading.local):
-    """Two rows of V numbers kept by each thread: fresh ones would cost more in page faults than the arithmetic does."""
+    """Rows of numbers kept by each thread: fresh ones would cost more in page faults than the arithmetic does."""
 
     def __init__(self) -> None:
-        self._rows: Float64 = np.empty((2, 0))
+        self._rows: Float64 = np.empty((5, 0))
+        self._whole = np.empty(0, np.int32)
 
-    def rows(self, vocab: int) -> Float64:
-        if self._rows.shape[1] != vocab:
-            self._rows = np.empty((2, vocab))
-        return self._rows
+    def rows(self, size: int) -> Float64:
+        """[5,size]: logits, their masses, both again for those that are left, and a row for `cutoff`."""
+        if self._rows.shape[1] < size:
+            self._rows, self._whole = np.empty((5, size)), np.empty(size, np.int32)
+        return self._rows[:, :size]
+
+    def whole(self, size: int) -> npt.NDArray[np.int32]:
+        """[size], after `rows`."""
+        return self._whole[:size]
 
 
 _scratch = _Scratch()
@@ -288,7 +294,8 @@ class Sampler:
         # One pass drops most of V: by min_p (the largest mass is exp(0) = 1; like top_p and top_k it keeps the largest
         # only, so that the order of the three is free), and all below half the mean of the mass that top_p cuts away.
         ids = np.flatnonzero(mass >= max(s.min_p, 0.5 * (1.0 - s.top_p) * total / self.vocab))
-        x, mass = x[ids], mass[ids]
+        left = _scratch.rows(self.vocab)[2:4, : len(ids)]
+        x, mass = np.take(x, ids, out=left[0], mode="clip"), np.take(mass, ids, out=left[1], mode="clip")
         if s.top_p < 1.0:
             ids, x, mass = _only(x >= cutoff(x, mass, s.top_p * total), ids, x, mass)
         if 0 < s.top_k < len(ids):
@@ -313,8 +320,11 @@ def cutoff(key: Float64, mass: Float64, target: float) -> float:
     that only the bucket in which the target is reached has to be sorted. When the whole falls short of `target`, the
     smallest key.
     """
-    depth = np.maximum(key - key.max(), -_DEPTH)
-    bucket = (depth * (-_BUCKETS / _DEPTH)).astype(np.int32)
+    depth, bucket = _scratch.rows(len(key))[4], _scratch.whole(len(key))
+    np.subtract(key, key.max(), out=depth)
+    np.maximum(depth, -_DEPTH, out=depth)
+    np.multiply(depth, -_BUCKETS / _DEPTH, out=depth)
+    np.copyto(bucket, depth, casting="unsafe")  # towards zero
     filled = np.cumsum(np.bincount(bucket, mass, _BUCKETS + 1))
     last = min(int(np.searchsorted(filled, target)), int(bucket.max()))
     rows = np.flatnonzero(bucket == last)
