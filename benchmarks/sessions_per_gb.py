@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,16 @@ def growth(make: Callable[[int], Any], sessions: int) -> float:
     return (after - before) / sessions
 
 
-def measured(path: str, tokens: int, sessions: int) -> dict[str, float]:
+def tokens_of(seed: int, count: int) -> Any:
+    return np.random.default_rng(seed + 1).integers(1, 4000, count)
+
+
+def rwkv(path: str, tokens: int, sessions: int) -> tuple[str, float]:
     model = rookery.load(path)
-    ids = [np.random.default_rng(seed + 1).integers(1, 4000, tokens) for seed in range(-1, sessions)]
-    found = {str(model): growth(lambda seed: model.forward(ids[seed + 1])[1], sessions)}
+    return str(model), growth(lambda seed: model.forward(tokens_of(seed, tokens))[1], sessions)
+
+
+def transformer(path: str, tokens: int, sessions: int) -> tuple[str, float]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -77,13 +84,23 @@ def measured(path: str, tokens: int, sessions: int) -> dict[str, float]:
         vocab_size=4096, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
         num_key_value_heads=2, max_position_embeddings=131072,
     )  # fmt: skip
-    other = Qwen2ForCausalLM(shape).to(torch.bfloat16).eval()
+    model = Qwen2ForCausalLM(shape).to(torch.bfloat16).eval()
 
     def cache(seed: int) -> Any:
+        ids = torch.from_numpy(tokens_of(seed, tokens))[None]
         with torch.no_grad():
-            return other(torch.from_numpy(ids[seed + 1])[None], use_cache=True, logits_to_keep=1).past_key_values
+            return model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    found["Transformer of Qwen2.5-0.5B's shape, bfloat16"] = growth(cache, sessions)
+    return "Transformer of Qwen2.5-0.5B's shape, bfloat16", growth(cache, sessions)
+
+
+def measured(path: str, tokens: int, sessions: int) -> dict[str, float]:
+    """Bytes a session, each kind in a process of its own: memory that was used before would be used again unseen."""
+    found = {}
+    for kind in (rwkv, transformer):
+        with get_context("spawn").Pool(1) as pool:
+            name, size = pool.apply(kind, (path, tokens, sessions))
+        found[name] = size
     return found
 
 
