@@ -383,3 +383,8 @@ def test_a_bad_seed(seed: Any) -> None:
 def test_a_bias_outside_the_vocabulary() -> None:
     with pytest.raises(TokenError, match="logit_bias"):
         Sampler(Sampling(logit_bias={3: 1.0}), 3)
+
+
+def test_settings_survive_json() -> None:
+    made = Sampling(temperature=0.3, top_k=7, penalty="rapid", logit_bias={5: -math.inf, 9: 1.5})
+    assert Sampling.of_plain(json.loads(json.dumps(made.plain(), allow_nan=False))) == made

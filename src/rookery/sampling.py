@@ -97,6 +97,17 @@ class Sampling:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0 or self.top_p == 0.0
 
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON values; biases as text, for one may be -inf. `of_plain` reads them."""
+        bias = {str(token): repr(value) for token, value in self.logit_bias.items()}
+        return {name: getattr(self, name) for name in self.names()} | {"logit_bias": bias}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Sampling:
+        """The settings that `plain` wrote."""
+        bias = {int(token): float(value) for token, value in plain["logit_bias"].items()}
+        return cls(**{**plain, "logit_bias": bias})
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of all settings, in the order of the fields."""

@@ -228,13 +228,12 @@ class Work:
             return
         assert ended.draft is not None
         assert self._reading is not None
-        bias = {str(token): repr(value) for token, value in sampling.logit_bias.items()}
         records.write(
             request=self._request_id,
             route="/v1/responses",
             owner=self.owner,
             model=self._service.model.weights.fingerprint,
-            sampling=asdict(sampling) | {"logit_bias": bias, "seed": ended.draft.sampler.seed},
+            sampling=sampling.plain() | {"seed": ended.draft.sampler.seed},
             entered={"tokens": [*map(int, self._reading.tokens)], "cached": self.answer.note.cached},
             changed={
                 "before": self.answer.note.asked["previous_response_id"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -169,8 +169,7 @@ class Work:
         records, model = self._service.records, self._service.model
         if not records.on:
             return
-        settings = asdict(self.ask.sampling)
-        settings["logit_bias"] = {str(token): repr(value) for token, value in settings["logit_bias"].items()}
+        settings = self.ask.sampling.plain()
         records.write(
             request=self._request_id,
             route=self._route,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rookery.chat import Template
@@ -63,13 +63,11 @@ def going_on(node: Node, record: Mapping[str, Any], tokenizer: Tokenizer) -> dic
 
 def record(request: Request, asked: int, sampler: Sampler) -> str:
     """What a turn notes, as JSON. `asked`: how many of its tokens the model did not draw."""
-    settings = {name: value for name, value in asdict(request.sampling).items() if name != "logit_bias"}
-    bias = {str(token): repr(value) for token, value in request.sampling.logit_bias.items()}
     noted = {name: value for name, value in (("note", request.note), ("stops", request.stops)) if value}
     return json.dumps(
         noted
         | {
-            "settings": settings | {"logit_bias": bias},
+            "settings": request.sampling.plain(),
             "asked": asked,
             **request.options,
             "before": dict(request.sampler),

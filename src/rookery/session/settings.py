@@ -65,8 +65,7 @@ def sampling(node: Node | None) -> Sampling:
     if node is None:
         return GREEDY
     said = json.loads(node.sampling)["settings"]
-    bias = {int(token): float(value) for token, value in said["logit_bias"].items()}
-    return Sampling(**(said | {"logit_bias": bias}))
+    return Sampling.of_plain(said)
 
 
 def text(name: str, value: Any) -> str | None:
