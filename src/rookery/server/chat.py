@@ -14,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from rookery.engine import Ended, Scored, Wrote
-from rookery.sampling import Sampling
 from rookery.server import choices, tools
 from rookery.server.answers import ChatCompletion, ChatEvent, gives
 from rookery.server.errors import ApiError
@@ -65,7 +64,7 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
         tokens=read.tokens,
         marks=read.marks,
         max_tokens=reply_tokens(served, body.max_completion_tokens or body.max_tokens, served.settings.default_tokens),
-        sampling=body.sampling(_base(served, held is not None), tokenizer),
+        sampling=body.sampling(served.left_out(held is not None), tokenizer),
         seed=body.first_seed(),
         n=body.n or 1,
         stop=tuple(dict.fromkeys([*template.stops, *body.stops()])),
@@ -74,11 +73,6 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
     )
     check_scores(0 if body.stream else ask.n * ask.max_tokens, ask.scores)
     return _Chat(served, body, ask, read, offer is not None, request_id)
-
-
-def _base(served: Service, held: bool) -> Sampling:
-    """The sampling of what a request leaves out. Penalties would spoil a form that has to repeat its signs."""
-    return replace(served.sampling, presence=0.0, frequency=0.0) if held else served.sampling
 
 
 class _Chat:

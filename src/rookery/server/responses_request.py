@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from rookery import chat
-from rookery.sampling import Sampling
 from rookery.server import limits, prompt, shapes, talk_ids, tools
 from rookery.server.errors import ApiError
 from rookery.server.limits import Limit
@@ -43,7 +42,7 @@ def work(service: Service, owner: str, asked: ResponseRequest, request_id: str =
     messages = said(asked)
     session = _session(service, owner, asked, messages)
     how = _how(session, asked)
-    session.sampling = asked.sampling(_base(service, how), service.model.tokenizer)
+    session.sampling = asked.sampling(service.left_out(bool(how.limits)), service.model.tokenizer)
     session.think = how.think
     most = reply_tokens(service, asked.max_output_tokens, service.settings.default_tokens)
     note = Note(uuid4().hex, int(time.time()), _repeated(asked, session), calls=how.calls)
@@ -128,11 +127,6 @@ class _How:
 
     def begun(self, session: Session) -> str:
         return session.template.begun(think=self.think, tools=session.tools)
-
-
-def _base(service: Service, how: _How) -> Sampling:
-    """The sampling of what a request leaves out. Penalties would spoil a form that has to repeat its signs."""
-    return replace(service.sampling, presence=0.0, frequency=0.0) if how.limits else service.sampling
 
 
 def _how(session: Session, asked: ResponseRequest) -> _How:

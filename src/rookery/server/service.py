@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -68,6 +68,12 @@ class Service:
         """Raises ApiError 404 for the id of another model; None is this one."""
         if name and name not in self.names:
             raise ApiError(404, f"no model {name[:100]!r} here; there is {self.name!r}", code="model_not_found")
+
+    def left_out(self, held: bool) -> Sampling:
+        """The sampling of what a chat request leaves out; `held`: to a form, which penalties would spoil, for it has to
+        repeat its signs.
+        """
+        return replace(self.sampling, presence=0.0, frequency=0.0) if held else self.sampling
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the engine run; what it tells is brought to `loop`."""
