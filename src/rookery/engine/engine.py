@@ -262,7 +262,7 @@ class Engine:
         for branch, draft in zip(branches, sequence.drafts, strict=True):
             branch.draft, branch.writing, branch.logits, branch.keep = draft, True, read.logits, read.keep
             if sequence.deltas:
-                branch.before = branch.state.flat.copy()
+                branch.before = branch.state.copy()
         sequence.branches = [*branches]
         self._running += branches[1:]
         for branch in branches:
@@ -294,9 +294,8 @@ class Engine:
         every, before = branch.sequence.deltas, branch.before
         if before is None or count % every:
             return None
-        moved = (branch.state.flat - before).reshape(self.model.config.n_layer, -1)
-        before[...] = branch.state.flat
-        return tuple(np.sqrt(np.square(moved, dtype=np.float64).mean(1)).tolist())
+        branch.before = branch.state.copy()
+        return tuple(branch.before.delta_by_layer(before).tolist())
 
     def _settled(self, branch: Branch) -> None:
         """A draft is finished: its last token fed, or never to be."""

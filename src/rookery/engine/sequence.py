@@ -75,7 +75,7 @@ class Branch:
         self.writing = False
         self.settling = False  # feeds its last token, for the state after it
         self.keep = True
-        self.before: Array | None = None  # the state's numbers at the last delta
+        self.before: State | None = None  # at the last delta
         self.scores: list[Score | None] = []  # of the prompt
         self.sum: Array | None = None  # over the prompt, of what the last layer gives [C]
 
