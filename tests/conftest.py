@@ -63,3 +63,12 @@ def redis_client(redis_server: str) -> Iterator[Any]:
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address for `store.open` at which nothing is yet."""
+    if request.param == "redis":
+        request.getfixturevalue("redis_client")
+        return str(request.getfixturevalue("redis_server"))
+    return ":memory:" if request.param == "memory" else str(tmp_path / "talks.db")

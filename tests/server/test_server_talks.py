@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,14 +26,6 @@ from rookery.store.memory import Memory
 
 HOT = Sampling(temperature=1.2, top_p=0.9, presence=0.3)
 SAID = ("Hello there.", "And then?", "What did the fox say?", "Why?")
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "redis":
-        request.getfixturevalue("redis_client")
-        return str(request.getfixturevalue("redis_server"))
-    return ":memory:" if request.param == "memory" else str(tmp_path / "talks.db")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +12,6 @@ from store_things import Open
 
 from rookery import store
 from rookery.store import Store
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An address for `store.open` at which nothing is yet."""
-    if request.param == "redis":
-        request.getfixturevalue("redis_client")
-        return str(request.getfixturevalue("redis_server"))
-    return ":memory:" if request.param == "memory" else str(tmp_path / "talks.db")
 
 
 @pytest.fixture
