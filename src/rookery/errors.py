@@ -21,7 +21,8 @@ RookeryError                    one line: what, where, what was wanted, the reme
 ├── ModelError                  the tensors are readable but are no model we run
 │   ├── UnknownArchitecture     not RWKV v4..v7; says what it looks like
 │   ├── MissingTensor           a tensor of that version is absent
-│   └── WrongShape              a tensor has a shape that the others forbid
+│   ├── WrongShape              a tensor has a shape that the others forbid
+│   └── AdapterError            an adapter of another base, of another shape, or of a kind we do not know
 ├── StateError                  the state of another model, or of another shape
 ├── TokenError                  a token id outside the vocabulary
 ├── TokenizerError              no tokenizer known, or a damaged vocabulary
@@ -131,6 +132,10 @@ class MissingTensor(ModelError):
 
 class WrongShape(ModelError):
     """A tensor has a shape that the other tensors forbid."""
+
+
+class AdapterError(ModelError):
+    """An adapter that does not fit its base, or says too little of itself."""
 
 
 class StateError(RookeryError):

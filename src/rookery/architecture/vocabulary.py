@@ -27,8 +27,8 @@ class Vocabulary(Protocol):
         """[V,C], [R] -> [R,C]: row ids[i] of the table."""
         ...
 
-    def linear(self, w: Params, x: Array) -> Array:
-        """[R,I] -> [R,O]: x W^T; w is a weight [O,I] of any kind (dense, quantised, adapted)."""
+    def dense(self, w: Params, x: Array) -> Array:
+        """[R,I] -> [R,O]: x W^T; w.weight is [O,I] of any kind (plain, quantised)."""
         ...
 
     def matmul(self, x: Array, a: Array) -> Array:
@@ -119,6 +119,13 @@ class Vocabulary(Protocol):
         return x
 
     # composites
+
+    def linear(self, w: Params, x: Array) -> Array:
+        """[R,I] -> [R,O]: x W^T; with an adapter beside it, gain * (x W^T) + (x a^T) b^T of w.side."""
+        y, side = self.dense(w, x), getattr(w, "side", None)
+        if side is None:
+            return y
+        return (y if side.gain is None else y * side.gain) + self.dense(side.b, self.dense(side.a, x))
 
     def shift_mix(self, x: Array, shift: Array, mixes: Sequence[Array]) -> tuple[list[Array], Array]:
         """x + (previous - x) * mix for each mix [C]; and the carry."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rookery import formats
 from rookery.architecture import VERSIONS, Config, Param, version
@@ -17,19 +17,29 @@ from rookery.formats.tensor import Tensor
 from rookery.weights import detect, names
 from rookery.weights.names import ggmf, gguf, hf
 
+if TYPE_CHECKING:
+    from rookery.weights.adapters import Adapter, Side
+
 PACKAGED = {"gosling": "gosling.gguf"}
 LAYER_NORM_EPS = 1e-5
 
 
 @dataclass
 class Weights:
-    """One model's tensors in BlinkDL's names and shapes, as stored in the file."""
+    """One model's tensors in BlinkDL's names and shapes, as stored in the file.
+
+    With adapters beside it (`adapters.beside`): `sides` by the names of their tensors, `adapted` what was applied,
+    and `base` the weights without it.
+    """
 
     path: str
     format: str
     config: Config
     tensors: dict[str, Tensor] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)
+    sides: dict[str, Side] = field(default_factory=dict, repr=False)
+    adapted: tuple[Adapter, ...] = field(default=(), repr=False)
+    base: Weights | None = field(default=None, repr=False)
 
     @cached_property
     def params(self) -> list[Param]:
@@ -39,6 +49,8 @@ class Weights:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tensors (names, types, shapes, bytes); a pass over the whole file, made once."""
+        if self.base is not None:
+            return self._with_adapters(self.base.fingerprint)
         import hashlib  # 3 ms that opening a file need not wait for
 
         digest = hashlib.sha256()
@@ -51,7 +63,14 @@ class Weights:
     @cached_property
     def lineage(self) -> str:
         """The fingerprint of the model that this one was converted or quantised from."""
+        if self.base is not None:
+            return self._with_adapters(self.base.lineage)
         return str(self.metadata.get("rookery.lineage") or self.fingerprint)
+
+    def _with_adapters(self, base: str) -> str:
+        import hashlib
+
+        return hashlib.sha256("\0".join((base, *(a.fingerprint for a in self.adapted))).encode()).hexdigest()
 
     @property
     def parameters(self) -> int:
@@ -156,8 +175,13 @@ def _shaped(path: str, p: Param, t: Tensor) -> Tensor:
     return t.reshape(*p.file_shape)
 
 
-def tree(weights: Weights, make: Callable[[Param, Tensor], Any]) -> SimpleNamespace:
-    """The parameters by attribute, as version files read them: m.blocks[3].att.key.weight, m.ln_out.eps."""
+def tree(
+    weights: Weights, make: Callable[[Param, Tensor], Any], side: Callable[[Param, Side], Any] | None = None
+) -> SimpleNamespace:
+    """The parameters by attribute, as version files read them: m.blocks[3].att.key.weight, m.ln_out.eps.
+
+    A linear that has something beside it has it as `side`: what `side(param, Side)` makes of it.
+    """
     root = SimpleNamespace(blocks=[SimpleNamespace() for _ in range(weights.config.n_layer)])
     for p in weights.params:
         if p.optional:
@@ -173,4 +197,6 @@ def tree(weights: Weights, make: Callable[[Param, Tensor], Any]) -> SimpleNamesp
             if folder.startswith("ln"):
                 node.eps = weights.config.group_norm_eps if folder == "ln_x" else LAYER_NORM_EPS
         setattr(node, leaf, make(p, weights.tensors[p.name]))
+        if side is not None and p.name in weights.sides:
+            node.side = side(p, weights.sides[p.name])
     return root

@@ -129,7 +129,7 @@ class Ops(Vocabulary):
     def embed(self, weight: Table, ids: None) -> Symbol:
         return self._add(Step("embed", weight.shape[1], weight=weight))
 
-    def linear(self, w: Params, x: Symbol) -> Symbol:
+    def dense(self, w: Params, x: Symbol) -> Symbol:
         return self.matmul(x, w.weight)
 
     def matmul(self, x: Symbol, a: Weight) -> Symbol:

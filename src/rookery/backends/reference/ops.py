@@ -24,7 +24,7 @@ class Ops(Vocabulary):
     def embed(self, weight: Array, ids: Array) -> Array:
         return weight[ids]
 
-    def linear(self, w: Params, x: Array) -> Array:
+    def dense(self, w: Params, x: Array) -> Array:
         return self.matmul(x, w.weight.T)
 
     def matmul(self, x: Array, a: Array) -> Array:

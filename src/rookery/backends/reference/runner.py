@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rookery.architecture import forward, version
+from rookery.architecture import Param, forward, version
 from rookery.backends.layout import Layout
 from rookery.backends.reference.ops import Ops
 from rookery.backends.reference.points import Hearing, ear, hearing
 from rookery.errors import BackendError
 from rookery.state import gather, scatter
 from rookery.weights import Weights, tree
+from rookery.weights.adapters import Side
 
 Array = npt.NDArray[Any]
 
@@ -36,9 +37,15 @@ class Runner:
         self.arithmetic = f"reference {self.dtype}"
         self.config = weights.config
         with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
-            self.model = tree(weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape))
+            self.model = tree(
+                weights, lambda param, tensor: tensor.array().astype(self.dtype).reshape(param.shape), self._side
+            )
         self.listener: Callable[[str, Array], Array] | None = None  # what it returns takes the value's place
         self._hearing: Hearing | None = None
+
+    def _side(self, param: Param, side: Side) -> SimpleNamespace:
+        a, b = (SimpleNamespace(weight=m.astype(self.dtype)) for m in (side.a, side.b))
+        return SimpleNamespace(a=a, b=b, gain=None if side.gain is None else side.gain.astype(self.dtype))
 
     def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
         """See `backends.Runner`; it hears what `self.listener` has made of a value."""

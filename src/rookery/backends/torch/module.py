@@ -81,10 +81,11 @@ class Network(nn.Module):
 
     @classmethod
     def of(cls, weights: Any, dtype: torch.dtype = torch.float32) -> Network:
-        """The trained model in `weights` (a rookery.weights.Weights)."""
+        """The trained model in `weights` (a rookery.weights.Weights); adapters beside it are merged."""
 
         def make(p: Param, t: Stored) -> Tensor:
-            return torch.from_numpy(np.array(t.array())).to(dtype).reshape(p.shape)
+            values = weights.sides[p.name].changed(t.float32()) if p.name in weights.sides else t.array()
+            return torch.from_numpy(np.array(values)).to(dtype).reshape(p.shape)
 
         return cls(weights.config, tree(weights, make))
 

@@ -44,6 +44,8 @@ class Ops(Vocabulary):
     def linear(self, w: Params, x: Tensor) -> Tensor:
         return w(x)  # type: ignore[no-any-return]  # a module: nn.Linear, or an adapter in its place
 
+    dense = linear
+
     def matmul(self, x: Tensor, a: Tensor) -> Tensor:
         return x @ a
 
