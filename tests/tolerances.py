@@ -164,3 +164,9 @@ EXPONENT_EQUAL = 1e-9
 # A merged adapter against the same beside its base, the issue's bar for float32 logits; both are made from float32
 # products here and run in float64 (measured 2e-6 on the fixtures, whose logits reach 8).
 ADAPTER_MERGED = 1e-5
+
+# nf4's levels in float64 against the digits of QLoRA's appendix, which are float32 arithmetic's (measured 1.2e-7).
+NF4_LEVELS = 2e-7
+
+# Backpropagation slice by slice against one pass, float64, relative L2 per tensor: sums in another order (measured X).
+GRADIENT_SLICES = 1e-12
