@@ -14,16 +14,15 @@ LOGITS = 1 << 24  # elements of logits at a time: 64 MB
 
 
 def loss_of(
-    head: nn.Module, x: Tensor, targets: Tensor, l2wrap: float = 0.0, rows: int = 0, mask: Tensor | None = None
+    head: nn.Module, x: Tensor, targets: Tensor, l2wrap: float = 0.0, rows: int = 0, weights: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy in nats of head(x [R,C]) against targets [R]; a scalar, float32 or float64.
 
     Only `rows` rows (0: as many as make 64 MB) have logits at a time; where that takes more than one chunk, each is
-    computed again in the backward pass. Rows with mask [R] False count for nothing.
+    computed again in the backward pass. With `weights` [R] it is the sum of the rows' losses times their weights.
     """
     size = rows or max(1, LOGITS // int(head.out_features))  # type: ignore[arg-type]
-    weights = None if mask is None else mask.to(torch.float32)
-    count = x.new_tensor(len(x), dtype=torch.float32) if weights is None else weights.sum().clamp(min=1)
+    count = len(x) if weights is None else 1
     if len(x) <= size:
         return _sum(head, x, targets, weights, l2wrap) / count
     pieces = None if weights is None else torch.split(weights, size)
