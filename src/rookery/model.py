@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,11 @@ from rookery.weights import Weights
 if TYPE_CHECKING:
     from rookery.lab.trace import Trace
     from rookery.lab.traced import Traces
+    from rookery.weights.adapters import Adapter
 
 Array = npt.NDArray[Any]
 Tokens = int | Sequence[int] | Array
+Adapters: TypeAlias = "Adapter | str | os.PathLike[str] | Sequence[Adapter | str | os.PathLike[str]] | None"
 
 CHUNK = 256  # rows of one step: bounds memory, and lets Ctrl-C through
 
@@ -40,6 +42,7 @@ def load(
     dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     group_norm_eps: float | None = None,
+    adapter: Adapters = None,
 ) -> Model:
     """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a
     Hugging Face folder.
@@ -49,13 +52,24 @@ def load(
     weights, and its "float32" rounds nothing. `threads`: of native (default: one a physical core, at most 16) and
     torch; NumPy's are those of its BLAS (OPENBLAS_NUM_THREADS). `device` ("cpu", "cuda"): torch's.
     `tokenizer`: "world", "bytes", "utf16le", a vocabulary file, a tokenizer.json, or an object; default: what the file
-    says, or what lies in it or beside it in its folder.
+    says, or what lies in it or beside it in its folder. `adapter`: a file or a `weights.adapters.Adapter` that was
+    tuned for the model, or several, which add up; see `Model.adapted`.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.
     """
-    weights = weights_room.load(path, group_norm_eps=group_norm_eps)
+    weights = _beside(weights_room.load(path, group_norm_eps=group_norm_eps), adapter)
     made = tokenizers.load(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
     run = runner(weights, backend, threads=threads, device=device, dtype=dtype)
     return Model(weights, run, made)
+
+
+def _beside(weights: Weights, adapter: Adapters) -> Weights:
+    """Checked before a back end has made anything of the weights."""
+    if adapter is None:
+        return weights
+    from rookery.weights import adapters  # not at the top: most models run without
+
+    given = [adapter] if isinstance(adapter, str | os.PathLike | adapters.Adapter) else adapter
+    return adapters.beside(weights, *(a if isinstance(a, adapters.Adapter) else adapters.load(a) for a in given))
 
 
 class Model:
@@ -109,6 +123,22 @@ class Model:
             )
         return tokenizers.load(name)
 
+    @property
+    def source(self) -> str:
+        """The model's file, and the adapters beside it."""
+        of = self.weights
+        return of.path + (f" with {' and '.join(a.path or a.method for a in of.adapted)}" if of.adapted else "")
+
+    def adapted(self, *adapter: Adapter | str | os.PathLike[str]) -> Model:
+        """This model with adapters (or their files) beside it, and beside those it has: a model of its own, whose
+        states are not this one's.
+
+        Both may be used side by side. The native back end has the weights that they share in memory once; the others
+        make them anew. Raises FileError and AdapterError.
+        """
+        weights = _beside(self.weights, adapter)
+        return Model(weights, self.runner.adapted(weights), vars(self).get("tokenizer", self._tokenizer))
+
     def state(self) -> State:
         """The state before the first token: `att.time_state` where the file has one, else nothing seen."""
         state = State.start(self.config, self.weights, self.runner.dtype)
@@ -121,14 +151,17 @@ class Model:
     def check(self, state: State, allow_lineage: bool = False) -> None:
         """StateError unless `state` is this model's (or, if allowed, of another quantisation of it)."""
         if state.config is not self.config and shapes(state.config) != shapes(self.config):
-            raise StateError(f"the state is of {state.config.name} of another size, not of {self.weights.path}")
+            raise StateError(f"the state is of {state.config.name} of another size, not of {self.source}")
         if state.origin is self.weights or state.origin.fingerprint == self.weights.fingerprint:
             return
         if state.origin.lineage != self.weights.lineage:
-            raise StateError(f"the state was made by another model than {self.weights.path}")
+            base = self.weights.base
+            if base is not None and state.origin.lineage == base.lineage:
+                raise StateError(f"the state is of {base.path} alone, not of {self.source}; leave the adapter out")
+            raise StateError(f"the state was made by another model than {self.source}")
         if not allow_lineage:
             raise StateError(
-                f"the state was made by another quantisation of {self.weights.path}; "
+                f"the state was made by another quantisation of {self.source}; "
                 "State.load(file, model, allow_lineage=True) accepts it"
             )
 
@@ -255,7 +288,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        return f"Model({c.name}, {c.n_layer} layers x {c.n_embd}, {c.n_vocab} tokens, {self.backend})"
+        beside = "".join(f", {a.method} {a.path}".rstrip() for a in self.weights.adapted)
+        return f"Model({c.name}, {c.n_layer} layers x {c.n_embd}, {c.n_vocab} tokens, {self.backend}{beside})"
 
 
 def whole(name: str, value: Any) -> int:

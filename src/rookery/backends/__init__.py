@@ -42,6 +42,12 @@ class Runner(Protocol):
         """
         ...
 
+    def adapted(self, weights: Weights) -> Runner:
+        """Another Runner, alike but of `weights`: this one's with adapters beside them. What is the same in both is in
+        memory once where the back end can share it; threads may use the two side by side.
+        """
+        ...
+
 
 def runner(
     weights: Weights,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from rookery.formats.tensor import Tensor
 from rookery.state import size
 from rookery.weights import Weights, tree
 
+if TYPE_CHECKING:
+    from rookery.weights.adapters import Side
+
 Array = npt.NDArray[Any]
 
 BARE: frozenset[str] = frozenset()
@@ -36,14 +40,19 @@ class Runner:
     """`dtype`: None runs the weights as they are stored, rounding activations to 8 bits or bf16 where the weights are;
     "float32" runs the same numbers with nothing rounded. States and logits are float32 either way.
 
-    `threads`: default one for each physical core that this process may use, up to 16.
+    `threads`: default one for each physical core that this process may use, up to 16. `base`: see `adapted`.
     """
 
     name = "native"
     dtype = np.dtype("float32")
 
     def __init__(
-        self, weights: Weights, dtype: str | None = None, device: str | None = None, threads: int | None = None
+        self,
+        weights: Weights,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        base: Runner | None = None,
     ) -> None:
         if not _native.available():
             raise BackendError(f"the native back end is missing ({_native.reason}); {_native.REMEDY}")
@@ -64,12 +73,13 @@ class Runner:
         self._exact = dtype == "float32"
         self.arithmetic = "native float32" if self._exact else "native as stored"
         self._held: list[Weight | Table] = []
+        self._shared = {} if base is None else {id(held.tensor): held for held in base._held}
         self._plans: dict[frozenset[str], Filled] = {}  # by the points heard: the bare one, and the last beside it
         self.listener: Callable[[str, Array], object] | None = None
         self._hearing = threading.RLock()  # what is heard lies in the engine until its next run
         try:
             with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
-                self._model = tree(weights, self._param)
+                self._model = tree(weights, self._param, self._side)
             self.listen(None)
         except MemoryError:
             wanted = sum(w.tensor.nbytes for w in self._held)
@@ -78,7 +88,14 @@ class Runner:
             raise BackendError(
                 f"{weights.path}: the native back end has no room for {error}; backend='reference' runs this model"
             ) from error
-        self.memory = Memory.of(part for w in self._held for part in (w.parts if isinstance(w, Weight) else [w]))
+        own = [w for w in self._held if id(w.tensor) not in self._shared]
+        self.memory = Memory.of(part for w in own for part in (w.parts if isinstance(w, Weight) else [w]))
+
+    def adapted(self, weights: Weights) -> Runner:
+        """A Runner of `weights`, which are this one's with adapters: where a tensor is the same, it reads the panels
+        that are there. Its `memory` is what it has besides.
+        """
+        return Runner(weights, "float32" if self._exact else None, threads=self.threads, base=self)
 
     def _param(self, param: Param, tensor: Tensor) -> Any:
         """What the version file gets: vectors as numbers, matrices as handles."""
@@ -86,11 +103,19 @@ class Runner:
             return tensor.float32().reshape(param.shape)
         if param.kind == "state":
             return None  # where a sequence begins, not part of a run
-        if param.kind == "embedding":
-            self._held.append(Table(param.name, tensor))
-        else:
-            self._held.append(Weight(param.name, tensor, turned=param.kind == "lora", exact=self._exact))
-        return self._held[-1]
+        if (held := self._shared.get(id(tensor))) is None:
+            if param.kind == "embedding":
+                held = Table(param.name, tensor)
+            else:
+                held = Weight(param.name, tensor, turned=param.kind == "lora", exact=self._exact)
+        self._held.append(held)
+        return held
+
+    def _side(self, param: Param, side: Side) -> SimpleNamespace:
+        """Both matrices as they are, whatever the base's type: their inputs are never rounded."""
+        pair = {name: Weight(f"{param.name}:{name}", Tensor.of(getattr(side, name))) for name in ("a", "b")}
+        self._held += pair.values()
+        return SimpleNamespace(gain=side.gain, **{name: SimpleNamespace(weight=w) for name, w in pair.items()})
 
     @property
     def engine(self) -> Any:

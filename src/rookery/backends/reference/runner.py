@@ -43,6 +43,10 @@ class Runner:
         self.listener: Callable[[str, Array], Array] | None = None  # what it returns takes the value's place
         self._hearing: Hearing | None = None
 
+    def adapted(self, weights: Weights) -> Runner:
+        """See `backends.Runner`; nothing is shared."""
+        return Runner(weights, str(self.dtype))
+
     def _side(self, param: Param, side: Side) -> SimpleNamespace:
         a, b = (SimpleNamespace(weight=m.astype(self.dtype)) for m in (side.a, side.b))
         return SimpleNamespace(a=a, b=b, gain=None if side.gain is None else side.gain.astype(self.dtype))

@@ -42,6 +42,10 @@ class Runner:
         self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None  # what it returns goes on
         self._hearing: Hearing | None = None
 
+    def adapted(self, weights: Weights) -> Runner:
+        """See `backends.Runner`; nothing is shared, and adapters are merged."""
+        return Runner(weights, str(self.dtype), str(self.device))
+
     def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
         """See `backends.Runner`; it hears what `self.listener` has made of a value."""
         self._hearing = hearing(self.config, listener, names)
