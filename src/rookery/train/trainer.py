@@ -1,7 +1,8 @@
 """The loop: the batch of a step, its gradient, the step of AdamW; checkpoints, validation and samples in between.
 
 `Trainer(settings).run()` is `rookery train`. For a loop of one's own: `resume()`, `step()` as often as wanted, `save()`
-now and then, `export()`. B sequences, T tokens.
+now and then, `export()`. What another kind of run does otherwise, tuning above all, is a method of its own here.
+B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -29,11 +30,6 @@ from rookery.train.loss import loss_of
 from rookery.train.parallel import Parallel, part
 from rookery.train.report import Report
 
-# What a checkpoint's run must have had alike for the next step to be the same; a changed rate is only said.
-SAME = (
-    "model.version", "model.n_layer", "model.n_embd", "data.ctx_len", "data.stream", "data.reset", "optimiser.batch",
-)  # fmt: skip
-SAID = ("optimiser.tokens", "optimiser.lr_init", "optimiser.lr_final", "optimiser.weight_decay", "optimiser.grad_clip")
 SAMPLE = 200  # tokens
 
 
@@ -57,7 +53,19 @@ class Trainer:
     Raises FileError, InputError, TokenizerError for settings or data that cannot be.
     """
 
-    def __init__(self, settings: Settings, live: bool = True, progress: Progress | None = None) -> None:
+    # What a checkpoint's run must have had alike for the next step to be the same; a changed rate is only said.
+    SAME: tuple[str, ...] = (
+        "model.version", "model.n_layer", "model.n_embd", "data.ctx_len", "data.stream", "data.reset",
+        "optimiser.batch",
+    )  # fmt: skip
+    SAID: tuple[str, ...] = (
+        "optimiser.tokens", "optimiser.lr_init", "optimiser.lr_final", "optimiser.weight_decay", "optimiser.grad_clip",
+    )  # fmt: skip
+
+    data: Any  # gives batches: see train/data.py
+    network: Network
+
+    def __init__(self, settings: Any, live: bool = True, progress: Progress | None = None) -> None:
         self.settings, self.out, self.live = settings, Path(settings.run.out), live
         run = settings.run
         if run.threads:
@@ -68,19 +76,40 @@ class Trainer:
         self.parallel = Parallel(run.device, run.strategy)
         self.micro = _micro(settings, self.parallel.world)
         checkpoint.make_folder(self.out)
-        self.data = Data(settings, self.parallel, progress)
-        self.network = self._network().to(self.parallel.device)
+        self._prepare(progress)
         self.network.checkpointing = run.grad_cp
         if run.compile:
             self.network.compile_blocks()
-        self.module = self.parallel.spread(Trainee(self.network, settings))
-        self.adam = optimiser.adamw(self.network, self.network.config, settings.optimiser)
+        self.module = self.parallel.spread(self._trainee())
+        self.adam = self._optimiser()
         _begin_moments(self.adam)
         if run.sample_every:  # a prompt that cannot be is said now
             validate.sample(self.network, self.data.tokenizer, run.sample_prompt, 0, 0)
-        self.said = _said(settings, self.data)
+        self.said = self._said()
         self.done = self.kept = 0  # steps; those of the newest checkpoint
         self.stopping = False
+
+    # what kind of run it is
+
+    def _prepare(self, progress: Progress | None) -> None:
+        """Make `data`, and `network` on its device."""
+        self.data = Data(self.settings, self.parallel, progress)
+        self.network = self._network().to(self.parallel.device)
+
+    def _trainee(self) -> nn.Module:
+        return Trainee(self.network, self.settings)
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        return optimiser.adamw(self.network, self.network.config, self.settings.optimiser)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step` (from 0), before the scales of the groups."""
+        return optimiser.rate(self.settings, step)
+
+    def _said(self) -> Mapping[str, Any]:
+        """What a checkpoint says of its run: the settings, and which stream it reads wherever that lies."""
+        said = config.as_dict(self.settings)
+        return said | {"data": said["data"] | {"stream": self.data.fingerprint()}}
 
     def _network(self) -> Network:
         m = self.settings.model
@@ -112,7 +141,7 @@ class Trainer:
             raise TrainingError(self._failure(f"loss {loss:g}, gradient norm {size:g}"))
         if o.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, o.grad_clip, norm)
-        optimiser.set_rate(self.adam, optimiser.rate(self.settings, self.done))
+        optimiser.set_rate(self.adam, self.rate(self.done))
         self.adam.step()
         self.done += 1
         return loss, size
@@ -124,11 +153,15 @@ class Trainer:
         total = torch.zeros((), device=self.parallel.device)
         for i, piece in enumerate(pieces):
             with self.parallel.accumulating(self.module, last=i == len(pieces) - 1):
-                with self.autocast():
-                    loss = self.module(*piece) / len(pieces)
-                loss.backward()
-            total += loss.detach()
+                total += self._backward_of(piece, len(pieces))
         return self.parallel.mean(total)
+
+    def _backward_of(self, piece: Sequence[Tensor], pieces: int) -> Tensor:
+        """The gradient of one micro batch's share in the loss, and that share."""
+        with self.autocast():
+            loss: Tensor = self.module(*piece) / pieces
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def autocast(self) -> torch.autocast:
         narrow = self.settings.run.precision == "bf16"
@@ -190,7 +223,7 @@ class Trainer:
     def _one(self, report: Report | None) -> None:
         """A step and what follows from its number."""
         run = self.settings.run
-        rate = optimiser.rate(self.settings, self.done)
+        rate = self.rate(self.done)
         loss, norm = self.step()
         if report:
             report.step(self.done, loss, rate, norm, self.done * self.settings.tokens_a_step)
@@ -257,6 +290,8 @@ class Trainer:
         """Every tensor the next step depends on, by the checkpoint's names: the live ones, sharded where they are."""
         out: dict[str, Tensor] = {}
         for name, p in self.network.named_parameters():
+            if not p.requires_grad:
+                continue
             out[f"model.{name}"] = p
             out |= {f"adam.{name}.{what}": v for what, v in self.adam.state[p].items()}
         return out
@@ -288,10 +323,10 @@ class Trainer:
             raise InputError(f"{self.out}: processes see different checkpoints; out= must be on a disk that all share")
         if found is None:
             return
-        wrong = checkpoint.differences(found, self.said, SAME)
+        wrong = checkpoint.differences(found, self.said, self.SAME)
         if wrong:
             raise InputError(f"{found.path} is of another run: {'; '.join(wrong)}; name another folder with out=")
-        for line in checkpoint.differences(found, self.said, SAID):
+        for line in checkpoint.differences(found, self.said, self.SAID):
             self._say(f"going on with a change: {line}")
         found.fill(self.state(), self.parallel)
         self.done = self.kept = found.step
@@ -324,9 +359,3 @@ def _begin_moments(adam: torch.optim.Optimizer) -> None:
         for p in group["params"]:
             moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
             adam.state[p] = {"step": torch.zeros((), device=part(p).device), **moments}
-
-
-def _said(settings: Settings, data: Data) -> Mapping[str, Any]:
-    """What a checkpoint says of its run: the settings, and which stream it reads wherever that lies."""
-    said = config.as_dict(settings)
-    return said | {"data": said["data"] | {"stream": data.fingerprint()}}
