@@ -49,7 +49,7 @@ class Ask:
         self.events: list[Event] = []
         self.drafts = tuple(self.draft(k) for k in range(n))
         start = Start(model.state(), prompt, marks=marks, drafts=self.drafts)
-        self.sequence = Asked(lambda: start, self.events.append, places=max(1, n), **options)
+        self.sequence = Asked(lambda: start, self.events.append, places=max(1, n), model=model, **options)
 
     def draft(self, k: int) -> Draft:
         sampler = self.model.sampler(self.sampling, self.seed + k)

@@ -47,10 +47,10 @@ def test_the_least_recently_used_go() -> None:
     assert cache.find("", [1])[0] == 1
     cache.put("", [4], *model.forward([4]))
     assert [cache.find("", [token])[0] for token in (1, 2, 3, 4)] == [1, 0, 1, 1]
-    assert (cache.bytes, cache.evicted) == (3 * size, 1)
+    assert (cache.kept.bytes, cache.kept.evicted) == (3 * size, 1)
     small = Prefixes(model, size - 1)
     small.put("", [1], logits, state)
-    assert small.bytes == 0
+    assert small.kept.bytes == 0
 
 
 @settings(max_examples=30, deadline=None)

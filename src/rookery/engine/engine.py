@@ -1,4 +1,4 @@
-"""The engine: one model, many sequences, one step at a time.
+"""The engine: many sequences, one step at a time, on one model or on several that share its weights.
 
 C width, V vocabulary, R rows of a step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,8 +32,8 @@ OPENERS = 2  # threads in which sequences find what they begin with
 
 
 class Engine:
-    """max_batch: sequences side by side; max_waiting: in the queue behind them; prefill_rows: tokens of prompts read in
-    a step while others write, see `scheduler`.
+    """model: of sequences that name no other. max_batch: sequences side by side; max_waiting: in the queue behind
+    them; prefill_rows: tokens of prompts read in a step while others write, see `scheduler`.
 
     `start` gives it a thread of its own; without one, `step` does one step at a time. `after_step` is called at the
     end of each. Any thread may submit and cancel.
@@ -125,9 +126,9 @@ class Engine:
         """One step; whether there was anything to do."""
         self._take_in()
         work = self._scheduler.plan(self._running)
-        for kind, part in _kinds(work):
+        for (model, kind), part in self._groups(work).items():
             try:
-                self._compute(kind, part)
+                self._compute(model, kind, part)
             except Exception as error:  # of the back end: these are lost, the others go on
                 log.warning("a step of %d tokens failed: %s", sum(rows for _, rows in part), error)
                 for sequence in {branch.sequence for branch, _ in part}:
@@ -172,12 +173,13 @@ class Engine:
 
     def _check(self, sequence: Sequence, start: Start) -> None:
         """Raises where a sequence begins with something that cannot be: in a step it would be the others' end, too."""
-        prompt, config = np.asarray(start.prompt, np.int64), self.model.config
+        prompt, model = np.asarray(start.prompt, np.int64), self._model(sequence)
+        config = model.config
         if len(start.drafts) not in (0, sequence.places) or not (len(prompt) or start.logits is not None):
             raise InputError(f"{len(start.drafts)} drafts in {sequence.places} places, {len(prompt)} tokens to read")
         if prompt.ndim != 1 or not ((prompt >= 0) & (prompt < config.n_vocab)).all():
             raise InputError(f"a prompt of what are no tokens; there are {config.n_vocab}")
-        self.model.check(start.state)
+        model.check(start.state)
         start.prompt, start.marks = prompt, tuple(sorted(start.marks))
 
     def _begin(self, sequence: Sequence, start: Start) -> None:
@@ -190,20 +192,30 @@ class Engine:
         if not branch.left:
             self._guarded(self._write_on, branch)
 
-    def _compute(self, kind: str, part: Work) -> None:
+    def _model(self, sequence: Sequence) -> Model:
+        return sequence.model or self.model
+
+    def _groups(self, work: Iterable[tuple[Branch, int]]) -> dict[tuple[Model, str], Work]:
+        """The work of a step by its model and by what is wanted of it; the law of rows makes the parts invisible."""
+        groups: defaultdict[tuple[Model, str], Work] = defaultdict(list)
+        for branch, rows in work:
+            groups[self._model(branch.sequence), _kind(branch)].append((branch, rows))
+        return groups
+
+    def _compute(self, model: Model, kind: str, part: Work) -> None:
         """Feed these and do what follows. `kind`: "plain", or with "every" row's logits, or what is "hidden"."""
         heard: list[Array] = []
         if kind == "hidden":
-            last = f"layers.{self.model.config.n_layer - 1}.resid"
+            last = f"layers.{model.config.n_layer - 1}.resid"
             ours = threading.get_ident()  # others may use the model meanwhile, and would be heard, too
-            self.model.runner.listen(lambda _, x: heard.append(x) if threading.get_ident() == ours else None, [last])
+            model.runner.listen(lambda _, x: heard.append(x) if threading.get_ident() == ours else None, [last])
         try:
             ids = [branch.todo[branch.at : branch.at + rows] for branch, rows in part]
             flats = [branch.state.flat for branch, _ in part]
-            outs = self.model.runner.step(ids, flats, kind == "every")
+            outs = model.runner.step(ids, flats, kind == "every")
         finally:
             if kind == "hidden":
-                self.model.runner.listen(None)
+                model.runner.listen(None)
         self._counts["rows"] += sum(rows for _, rows in part)
         hidden = np.split(heard[0], np.cumsum([rows for _, rows in part])[:-1]) if heard else [None] * len(part)
         for (branch, rows), logits, found in zip(part, outs, hidden, strict=True):
@@ -346,14 +358,11 @@ class Engine:
             sequence.listen(event)
 
 
-def _kinds(work: Iterable[tuple[Branch, int]]) -> list[tuple[str, Work]]:
-    """The work of a step by what is wanted of it; the law of rows makes the parts invisible."""
-    kinds: dict[str, Work] = {"plain": [], "every": [], "hidden": []}
-    for branch, rows in work:
-        of = branch.sequence
-        kind = "plain" if branch.writing else "every" if of.prompt_scores is not None else "hidden" if of.hidden else ""
-        kinds[kind or "plain"].append((branch, rows))
-    return [(kind, part) for kind, part in kinds.items() if part]
+def _kind(branch: Branch) -> str:
+    of = branch.sequence
+    if branch.writing:
+        return "plain"
+    return "every" if of.prompt_scores is not None else "hidden" if of.hidden else "plain"
 
 
 def _fault(error: BaseException) -> Exception:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rookery.engine.events import Event, Score
 from rookery.errors import InputError
+from rookery.model import Model
 from rookery.state import State
 from rookery.stream import Draft
 
@@ -39,7 +40,8 @@ class Sequence:
     owner: among whom the waiting take turns. places: how many drafts.
     scores: tell how likely each written token was, with so many of the likeliest tokens beside it; prompt_scores: the
         same of the prompt. deltas: after every so many written tokens tell how far each layer's state moved.
-    hidden: tell the prompt's mean of what the last layer gives.
+    hidden: tell the prompt's mean of what the last layer gives. model: who reads and writes, `Model.adapted` of the
+        engine's, say; None: the engine's. Sequences of one model share its steps.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Sequence:
         prompt_scores: int | None = None,
         deltas: int = 0,
         hidden: bool = False,
+        model: Model | None = None,
     ) -> None:
         if places < 1:
             raise InputError(f"places {places}: a whole number, 1 or more, is wanted")
         self.start, self.listen, self.owner, self.places = start, listen, owner, places
         self.scores, self.prompt_scores, self.deltas, self.hidden = scores, prompt_scores, deltas, hidden
+        self.model = model
         self.drafts: tuple[Draft, ...] = ()
         self.branches: list[Branch] = []  # those that run
         self.cancelled = False
