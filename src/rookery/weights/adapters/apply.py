@@ -79,14 +79,16 @@ def _dense(weights: Weights, name: str, parts: Sequence[Part], adapters: Sequenc
 def _rounded(weights: Weights, name: str, adapters: Sequence[Adapter]) -> Tensor:
     """The base's tensor, rounded as it was under training where an adapter says so.
 
-    A base that lies in blocks is taken as it is: it has been rounded already.
+    Another than it was trained on, if that lies in blocks, is taken as it is: it has been rounded already.
     """
     tensor = weights.tensors[name]
-    quant = next((a.quant for a in adapters if a.quant != "none" and name in a.parts), "none")
+    over = next((a for a in adapters if a.quant != "none" and name in a.parts), None)
     kinds = {p.name: p.kind for p in weights.params}
+    if over is None or kinds[name] not in ("att", "ffn"):
+        return tensor
     plain = tensor.dtype in NUMPY or tensor.dtype == "bf16"
-    if quant == "none" or kinds[name] not in ("att", "ffn") or not plain:
+    if not plain and over.base_fingerprint != weights.fingerprint:
         return tensor
     from rookery.weights.adapters.blocks import rounded
 
-    return Deferred("f32", tensor.shape, lambda: Tensor.of(rounded(tensor.float32(), quant)))
+    return Deferred("f32", tensor.shape, lambda: Tensor.of(rounded(tensor.float32(), over.quant)))
