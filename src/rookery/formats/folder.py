@@ -36,7 +36,7 @@ def check(path: str) -> None:
     here = _list(path)
     if "adapter_config.json" in here and not any(name in here for name in WEIGHTS):
         raise errors.UnknownFormat(
-            path, "holds an adapter (adapter_config.json), not a model: merge it into its base model and give that"
+            path, "holds an adapter (adapter_config.json), no model: give it as --adapter beside its base, or merge it"
         )
     if CONFIG not in here:
         models = [name for name in here if os.path.splitext(name)[1] in formats.READABLE]
@@ -52,6 +52,9 @@ def read(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     check(path)
     metadata: dict[str, Any] = {"hf.config": json_file(path, CONFIG, MAX_JSON)}
+    ours = metadata["hf.config"].get("rookery")
+    if isinstance(ours, dict) and "group_norm_eps" in ours:  # transformers writes config.json, no metadata of ours
+        metadata["rookery.group_norm_eps"] = str(ours["group_norm_eps"])
     here = _list(path)
     if TOKENIZER in here:
         name = json_file(path, TOKENIZER, MAX_JSON).get("rookery_tokenizer")
@@ -158,9 +161,13 @@ def check_target(path: str) -> None:
 
 
 def write(
-    path: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], documents: Mapping[str, dict[str, Any] | bytes]
+    path: str,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str],
+    documents: Mapping[str, dict[str, Any] | bytes],
+    single: str = SINGLE,
 ) -> None:
-    """model.safetensors and `documents` (JSON objects, or bytes) by name, into a new or empty folder: all or nothing.
+    """A safetensors file and `documents` (JSON objects, or bytes) by name, into a new or empty folder: all or nothing.
 
     Raises CannotWrite, or UnsupportedType for a tensor type that safetensors cannot hold.
     """
@@ -180,7 +187,7 @@ def write(
                 file.flush()
                 os.fsync(file.fileno())
         # transformers opens no file that does not say who wrote it for whom
-        safetensors.write(os.path.join(temporary, SINGLE), tensors, {"format": "pt"} | metadata)
+        safetensors.write(os.path.join(temporary, single), tensors, {"format": "pt"} | metadata)
         if os.name == "nt" and os.path.isdir(target):
             os.rmdir(target)
         os.rename(temporary, target)

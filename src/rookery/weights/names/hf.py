@@ -86,6 +86,13 @@ def from_blinkdl(tensors: Mapping[str, Tensor], major: str) -> Tensors:
     return {_to_kin(name): tensor for name, tensor in tensors.items()}
 
 
+def parameter(name: str) -> tuple[str, bool]:
+    """BlinkDL's name of a parameter by its name in any of these ways or BlinkDL's own; whether theirs is transposed."""
+    if re.match(r"(model\.)?(layers|norm)\.", name):
+        return _from_fla_name(name)
+    return _from_kin(name), False
+
+
 def _check(path: str, config: Mapping[str, Any]) -> None:
     """Settings that would make another computation of the same tensors."""
     wanted = {"layer_norm_epsilon": (EPS,), "norm_eps": (EPS,), "hidden_act": ("sqrelu",), "attn": ()}
@@ -117,9 +124,10 @@ def _to_kin(name: str) -> str:
     return ".".join(["rwkv", *_renamed(name.split("."), _KIN)])
 
 
-def _from_fla(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+def _from_fla_name(name: str) -> tuple[str, bool]:
+    """BlinkDL's name, and whether it is that of the transposed."""
     if name == "lm_head.weight":
-        return [("head.weight", tensor)]
+        return "head.weight", False
     parts = _renamed(name.removeprefix("model.").split("."), _back(_FLA))
     if "att" in parts[2:3]:
         linears = {theirs: ours for ours, theirs in _FLA_LINEARS.items()}
@@ -127,13 +135,18 @@ def _from_fla(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     ours = ".".join(parts)
     if found := _LORA.fullmatch(ours):
         place = next(digit for digit, place in _FLA_LORA.items() if place == found[3])
-        return [(f"{found[1]}{found[2]}{place}", tensor if place == "0" else tensor.permuted(1, 0))]
+        return f"{found[1]}{found[2]}{place}", place != "0"
+    return ours, False
+
+
+def _from_fla(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    ours, turned = _from_fla_name(name)
     if ours.endswith(".att.x_x"):
         tensor = plain(tensor)
         rows = tensor.data.reshape(6, -1)
         shape = (1, 1, tensor.size // 6)
         return [(ours[:-1] + letter, Tensor(tensor.dtype, shape, rows[i])) for i, letter in enumerate("rwkvag")]
-    return [(ours, tensor)]
+    return [(ours, tensor.permuted(1, 0) if turned else tensor)]
 
 
 def _to_fla(name: str, tensor: Tensor) -> tuple[str, Tensor]:

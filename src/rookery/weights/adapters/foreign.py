@@ -1,0 +1,78 @@
+"""What readers and writers of other programs' adapters share: checked numbers, and our story beside theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rookery.errors import AdapterError
+from rookery.formats.raw import brief
+from rookery.formats.tensor import Array, Tensor
+from rookery.weights.adapters.adapter import Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
+from rookery.weights.adapters.file import FINGERPRINT, LINEAGE, QUANT
+
+ALPHA = "rookery.alpha"
+METHODS: dict[type[Part], str] = {LowRank: "lora", Dora: "dora", Pissa: "pissa", Miss: "miss", Bat: "bat"}
+T = TypeVar("T")
+
+
+def numbers(path: str, name: str, tensor: Tensor) -> Array:
+    """A tensor of an adapter as float32. Raises AdapterError where a number is not finite."""
+    value = tensor.float32()
+    if not np.isfinite(value).all():
+        raise AdapterError(f"{path}: {brief(name)} has numbers that are not finite")
+    return value
+
+
+def number(path: str, name: str, value: Any) -> float:
+    """A setting that must be a number that float32 holds. Raises AdapterError."""
+    if type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max):  # NaN is not
+        return float(value)
+    raise AdapterError(f"{path}: {name} is {brief(str(value))}; a finite number is wanted")
+
+
+def alpha_of(part: LowRank | Dora) -> float:
+    """The alpha whose quotient by the rank is the part's scale, to the bit where there is one."""
+    rank = len(part.a)
+    alpha = part.scale * rank
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    return next((a for a in near if a / rank == part.scale), alpha)
+
+
+def one(adapter: Adapter, path: str, what: str, values: set[T], form: str) -> T:
+    """The only one of `values`; `what` they are, and the `form` that would hold several, for the message."""
+    if len(values) == 1:
+        return next(iter(values))
+    said = ", ".join(sorted(map(str, values))[:4])
+    raise AdapterError(
+        f"{path}: cannot hold {adapter.path or 'this adapter'}: its parts differ in {what} ({said}); {form}"
+    )
+
+
+def main_kind(adapter: Adapter, path: str) -> type[Part] | None:
+    """The one kind of the parts that are not whole tensors; None where all are. Raises AdapterError."""
+    kinds = {type(part) for part in adapter.parts.values() if not isinstance(part, Whole)}
+    names = {METHODS[kind]: kind for kind in kinds}
+    return names[one(adapter, path, "method", set(names), "Rookery's own form holds them all")] if kinds else None
+
+
+def story(adapter: Adapter) -> dict[str, str]:
+    """What the form has no place for, as metadata that other programs pass over."""
+    said = {QUANT: adapter.quant} if adapter.quant != "none" else {}
+    if adapter.base_fingerprint and adapter.base_lineage:
+        said |= {FINGERPRINT: adapter.base_fingerprint, LINEAGE: adapter.base_lineage}
+    return said
+
+
+def told(path: str, parts: dict[str, Part], method: str, said: Mapping[str, Any], **more: str) -> Adapter:
+    """The adapter of these parts, with what `story` left of it in the file's metadata."""
+    if not parts:
+        raise AdapterError(f"{path}: an adapter without a part")
+    quant = said.get(QUANT, "none")
+    if quant not in Adapter.QUANTS:
+        raise AdapterError(f"{path}: made over a base in {brief(str(quant))}; known: {', '.join(Adapter.QUANTS)}")
+    ours = {key: value for key, value in said.items() if key.startswith("rookery.") and isinstance(value, str)}
+    return Adapter(parts, method, path, ours | more, said.get(FINGERPRINT), said.get(LINEAGE), str(quant))
