@@ -100,8 +100,12 @@ def test_a_rounded_base_is_rounded_again(rookery: Any, tmp_path: Path, base: str
     after, part = weights.load(target), adapters.load(path).parts[KEY]
     wanted = part.changed(blocks.rounded(before.tensors[KEY].float32(), kind))
     assert np.array_equal(after.tensors[KEY].float32(), wanted)
-    for name in ("head.weight", "blocks.0.att.key.weight"):  # untouched by the adapter
+    other = "blocks.0.att.key.weight"  # which has no part of its own
+    assert np.array_equal(after.tensors[other].float32(), blocks.rounded(before.tensors[other].float32(), kind))
+    for name in ("head.weight", "emb.weight", "blocks.1.ln1.weight"):
         assert same(after.tensors[name], before.tensors[name])
+    beside = adapters.beside(before, adapters.load(path))
+    assert np.abs(logits(target) - logits(beside)).max() < tolerances.ADAPTER_MERGED
 
 
 def test_another_quantisation_of_the_base_is_not_rounded(rookery: Any, tmp_path: Path) -> None:

@@ -48,12 +48,15 @@ def beside(weights: Weights, *adapters: Adapter) -> Weights:
 
 
 def _parts(weights: Weights, adapters: Sequence[Adapter]) -> dict[str, list[Part]]:
-    """What the adapters, in their order, do to each tensor."""
+    """What the adapters, in their order, do to each tensor: to some of a rounded base nothing else."""
     found: dict[str, list[Part]] = {}
     for adapter in adapters:
         adapter.check(weights)
         for name, part in adapter.parts.items():
             found.setdefault(name, []).append(part)
+    for p in weights.params:
+        if p.name not in found and _rounded(weights, p.name, adapters) is not weights.tensors[p.name]:
+            found[p.name] = []
     return found
 
 
@@ -61,6 +64,8 @@ def _side(w: Callable[[], Array], parts: Sequence[Part]) -> Side | None:
     """The parts as one: any single one that can, or several that only add up."""
     if len(parts) == 1:
         return parts[0].side(w())
+    if not parts:
+        return None
     if not all(isinstance(part, LowRank | Pissa | Miss) for part in parts):
         return None
     sides = [side for part in parts if (side := part.side(w()))]
@@ -77,14 +82,13 @@ def _dense(weights: Weights, name: str, parts: Sequence[Part], adapters: Sequenc
 
 
 def _rounded(weights: Weights, name: str, adapters: Sequence[Adapter]) -> Tensor:
-    """The base's tensor, rounded as it was under training where an adapter says so.
+    """The base's tensor, rounded as all matrices of blocks were under training where an adapter says so.
 
     Another than it was trained on, if that lies in blocks, is taken as it is: it has been rounded already.
     """
     tensor = weights.tensors[name]
-    over = next((a for a in adapters if a.quant != "none" and name in a.parts), None)
-    kinds = {p.name: p.kind for p in weights.params}
-    if over is None or kinds[name] not in ("att", "ffn"):
+    over = next((a for a in adapters if a.quant != "none"), None)
+    if over is None or next(p.kind for p in weights.params if p.name == name) not in ("att", "ffn"):
         return tensor
     plain = tensor.dtype in NUMPY or tensor.dtype == "bf16"
     if not plain and over.base_fingerprint != weights.fingerprint:
