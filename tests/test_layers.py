@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"formats", "architecture", "models", "hub", "tokenizer", "_native"},  # a vocabulary goes along
     "tokenizer": {"architecture", "formats", "_core", "_native"},
     "sampling": {"architecture", "formats", "_core", "_native"},
-    "state": {"architecture", "formats", "_core", "_native"},
+    "state": {"architecture", "formats", "tuned_state", "_core", "_native"},
+    "tuned_state": {"formats", "state"},
     "backends": {"architecture", "formats", "weights", "state", "_core", "_native"},
     "stream": {"tokenizer", "sampling", "state"},
     # lab: inside Model.trace, never on import

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,14 +185,15 @@ class State:
 
     # files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: the pieces by name as float32, and whose state it is."""
+    def save(self, path: str | os.PathLike[str], story: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write a safetensors file: the pieces by name as float32, and whose state it is; `story` is more to say."""
         tensors = {
             f"layers.{i}.{name}": Tensor.of(np.ascontiguousarray(view, np.float32))
             for i, views in enumerate(layers(self.config, self.flat))
             for name, view in views.items()
         }
         metadata = {
+            **story,
             "rookery.kind": "state",
             "rookery.config": json.dumps(asdict(self.config)),
             "rookery.fingerprint": self.origin.fingerprint,
@@ -202,8 +203,16 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any = None, allow_lineage: bool = False) -> State:
-        """Read a state; with `model`, check that it is that model's (or, if allowed, of its lineage)."""
-        state = cls.of_file(formats.read(path))
+        """Read a state; with `model`, check that it is that model's (or, if allowed, of its lineage).
+
+        A tuned state as RWKV-PEFT and its kin write it does not say whose it is, so `model` must be given.
+        """
+        from rookery import tuned_state  # which is made of States
+
+        file = formats.read(path)
+        if tuned_state.is_one(file):
+            return tuned_state.of_file(file, model, allow_lineage)
+        state = cls.of_file(file)
         if model is None:
             return state
         model.check(state, allow_lineage)
