@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "models": set(),
     "train": {"architecture", "formats", "weights", "tokenizer", "sampling", "backends"},
+    "hf": {"model", "backends", "weights", "tokenizer", "state", "architecture", "formats"},
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": {
@@ -80,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
         "stream",
     },
 }
-TORCH = ("backends/torch/", "train/", "tune/", "hf.py")
+TORCH = ("backends/torch/", "train/", "tune/", "hf/")
 THIRD_PARTY = {
     "architecture": set(),
     "errors": set(),
@@ -88,6 +89,7 @@ THIRD_PARTY = {
     "hub.py": {"huggingface_hub"},
     "train": {"numpy", "matplotlib", "wandb"},
     "chat": {"numpy", "jinja2", "llguidance"},
+    "hf": {"numpy", "transformers"},
     "store": {"numpy", "redis"},
     "server": {"numpy", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "h11", "anyio"},
     "*": {"numpy"},

@@ -18,7 +18,13 @@ from rookery.weights.load import LAYER_NORM_EPS, Weights
 from rookery.weights.names import hf
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
-COPIED = (VOCABULARY, "tokenizer.json", folder.TOKENIZER, "special_tokens_map.json")  # from folder to folder
+COPIED = (
+    VOCABULARY,
+    "tokenizer.json",
+    folder.TOKENIZER,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)  # from folder to folder
 MAX_COPY = 2**26
 CLASSES = {"4": "Rwkv", "5": "Rwkv5", "6": "Rwkv6", "7": "RWKV7"}
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
@@ -32,7 +38,7 @@ def write(weights: Weights, path: str | os.PathLike[str], tensors: dict[str, Ten
     """
     from rookery.tokenizer import CARRIED
 
-    tokenizer = _tokenizer(weights)
+    tokenizer = tokenizer_name(weights)
     config = settings(weights, "world" if CARRIED in metadata else tokenizer)  # whose vocabulary says how a text ends
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     documents: dict[str, dict[str, Any] | bytes] = {folder.CONFIG: config, "generation_config.json": ids}
@@ -91,7 +97,8 @@ def _fla(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _tokenizer(weights: Weights) -> str | None:
+def tokenizer_name(weights: Weights) -> str | None:
+    """The tokenizer that the model says it has, or that models of its vocabulary have."""
     named = weights.metadata.get("rookery.tokenizer")
     return str(named) if named else "world" if weights.config.n_vocab == 65536 else None
 
@@ -103,18 +110,25 @@ def _tokenizer_files(weights: Weights, name: str | None, carried: str | None) ->
         there = [file for file in COPIED if os.path.lexists(os.path.join(weights.path, file))]
         if there:
             return {file: _content(folder.inside(weights.path, file)) for file in there}
-    if carried is not None:
-        return {VOCABULARY: carried.encode()}
-    if name is None:
+    if carried is None and name is None:
         return {}
-    end = "<|endoftext|>" if name in ENDS else None
-    config: dict[str, Any] = {"rookery_tokenizer": name, "bos_token": end, "eos_token": end, "add_prefix_space": False}
-    if name != "world":
+    vocabulary = carried.encode() if carried is not None else _shipped() if name == "world" else None
+    end = "<|endoftext|>" if vocabulary is not None else None
+    config: dict[str, Any] = {"tokenizer_class": "RwkvTokenizer", "bos_token": end, "eos_token": end}
+    config |= {"add_prefix_space": False} | ({"rookery_tokenizer": name} if name else {})
+    template = weights.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and "{" in template:  # Jinja, not a name
+        config["chat_template"] = template
+    if vocabulary is None:
         return {folder.TOKENIZER: config}
+    config |= {"vocab_file": VOCABULARY, "model_max_length": 2**30}
+    return {folder.TOKENIZER: config, VOCABULARY: vocabulary}
+
+
+def _shipped() -> bytes:
     from rookery.tokenizer.world import shipped_vocabulary
 
-    config |= {"tokenizer_class": "RwkvTokenizer", "vocab_file": VOCABULARY, "model_max_length": 2**30}
-    return {folder.TOKENIZER: config, VOCABULARY: shipped_vocabulary()}
+    return shipped_vocabulary()
 
 
 def _content(path: str) -> bytes:
