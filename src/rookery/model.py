@@ -15,7 +15,7 @@ from rookery import tokenizer as tokenizers
 from rookery import weights as weights_room
 from rookery.architecture import Config
 from rookery.backends import Runner, runner
-from rookery.errors import InputError, StateError, TokenError, TokenizerError
+from rookery.errors import InputError, StateError, TokenError
 from rookery.sampling import Sampler, Sampling, free_tokens
 from rookery.state import State, layers, shapes, size
 from rookery.stream import Constraint, Progress, Stream
@@ -100,28 +100,8 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer given to `load`, else the one that is named by or came with the file, else a guess by size."""
-        tokenizer = self._known_tokenizer() if self._tokenizer is None else self._tokenizer
-        if tokenizer.vocab_size > self.config.n_vocab:
-            raise TokenizerError(
-                f"{self.weights.path}: the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model "
-                f"only {self.config.n_vocab}; name another: --tokenizer bytes|utf16le|world|FILE"
-            )
-        return tokenizer
-
-    def _known_tokenizer(self) -> Tokenizer:
-        """The one that Rookery noted in the file, else the vocabulary that came with the weights, else a guess."""
         of = self.weights
-        name = of.metadata.get("rookery.tokenizer")
-        if not name and (stored := tokenizers.of_model(of.path, of.format, of.metadata)):
-            return stored
-        name = name or ("world" if self.config.n_vocab == 65536 else None)
-        if name not in tokenizers.NAMES:  # never a path: a model file must not choose what else is opened
-            said = f"names an unknown tokenizer {str(name)[:40]!r}" if name else "says nothing of its tokenizer"
-            raise TokenizerError(
-                f"{of.path}: {said} ({self.config.n_vocab} tokens); name it: --tokenizer bytes|utf16le|world|FILE"
-                + (", here likely the tokenizer.json of 20B" if self.config.n_vocab == 50277 else "")
-            )
-        return tokenizers.load(name)
+        return tokenizers.fitting(of.path, of.format, of.metadata, of.config.n_vocab, self._tokenizer)
 
     @property
     def source(self) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "write a model in another format",
     "quantize": "write a model in smaller types",
     "train": "train a model from nothing",
+    "tune": "tune a model on examples: an adapter, a state or all of it",
     "merge": "write a base and its adapters as one model",
     "data": "tokenise text for training",
     "bench": "measure speed and memory",

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,7 @@ from rookery.errors import InputError, TrainingError
 MISTAKE, INTERRUPTED = 2, 130
 
 
-class _Parser(options.Parser):
+class Flags(options.Parser):
     """Takes RWKV-LM's `--n_layer 12` as the override n_layer=12."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -39,7 +40,7 @@ class _Parser(options.Parser):
 
 
 def parser() -> options.Parser:
-    made = _Parser(
+    made = Flags(
         "rookery train",
         "[options] CONFIG [key=value ...]",
         "Train a model by the reference recipe. CONFIG is a TOML file; key=value on top of it\n"
@@ -60,28 +61,35 @@ def run(args: argparse.Namespace) -> int:
 
         print(config.describe(), end="")
         return 0
+    return run_of(lambda: _alone(args))
+
+
+def run_of(alone: Callable[[], int]) -> int:
+    """`alone()`, which is one process of a run; where SIGTERM is to clean up as Ctrl-C does."""
     with _terminated_as_interrupted():
-        return _alone(args) if os.environ.get("WORLD_SIZE", "1") == "1" else _one_of_many(args)
+        return alone() if os.environ.get("WORLD_SIZE", "1") == "1" else _one_of_many(alone)
 
 
 def _alone(args: argparse.Namespace) -> int:
-    settings = _settings(args)
+    from rookery.train import config
+
+    settings = settings_of(args, config.load, "CONFIG, a TOML file", "train")
     if args.dry_run:
         return _dry_run(settings, args.json)
-    trainer = _trainer(settings)
+    trainer = made(_room().Trainer, settings)
     path = trainer.run()
     if trainer.parallel.main:
         _tell(trainer, path, args.json)
     return 0 if path else INTERRUPTED
 
 
-def _one_of_many(args: argparse.Namespace) -> int:
-    """As `_alone`; where something fails, the process that saw it first speaks and the others end quietly."""
+def _one_of_many(alone: Callable[[], int]) -> int:
+    """Where something fails, the process that saw it first speaks and the others end quietly."""
     _room()
     from rookery.train import parallel
 
     try:
-        return _alone(args)
+        return alone()
     except Exception as error:
         if not parallel.first_to_fail():
             return MISTAKE
@@ -94,23 +102,22 @@ def _one_of_many(args: argparse.Namespace) -> int:
         parallel.close()
 
 
-def _trainer(settings: Any) -> Any:
-    make = _room().Trainer
+def made(kind: Any, settings: Any) -> Any:
+    """A Trainer of this kind, its progress shown."""
     if os.environ.get("RANK", "0") != "0":
-        return make(settings)
+        return kind(settings)
     with Job("preparing data and weights", "MB") as job:
-        return make(settings, progress=lambda done, total: job.update(done // 1_000_000, -(-total // 1_000_000)))
+        return kind(settings, progress=lambda done, total: job.update(done // 1_000_000, -(-total // 1_000_000)))
 
 
-def _settings(args: argparse.Namespace) -> Any:
-    from rookery.train import config
-
+def settings_of(args: argparse.Namespace, load: Callable[..., Any], wanted: str, command: str) -> Any:
+    """The settings that CONFIG and key=value make by `load`."""
     files = [s for s in args.settings if "=" not in s]
     if len(files) > 1:
         raise InputError(f"{files[1]!r}: one CONFIG is wanted; a key is set by key=value")
     if not args.settings:
-        raise InputError("required: CONFIG, a TOML file (`rookery train --keys` prints one with all defaults)")
-    return config.load(files[0] if files else None, [s for s in args.settings if "=" in s])
+        raise InputError(f"required: {wanted} (`rookery {command} --keys` prints one with all defaults)")
+    return load(files[0] if files else None, [s for s in args.settings if "=" in s])
 
 
 def _tell(trainer: Any, path: Any, as_json: bool) -> None:
@@ -143,6 +150,11 @@ def _room() -> Any:
     from rookery.train import trainer
 
     return trainer
+
+
+def say(line: str) -> None:
+    """A line on stderr."""
+    print(f"rookery: {line}", file=sys.stderr, flush=True)
 
 
 def _dry_run(settings: Any, as_json: bool) -> int:

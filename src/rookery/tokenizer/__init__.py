@@ -122,6 +122,35 @@ def of_model(path: str, format: str, metadata: Mapping[str, Any]) -> Tokenizer |
     return find(path, format, metadata)
 
 
+def fitting(
+    path: str, format: str, metadata: Mapping[str, Any], n_vocab: int, given: Tokenizer | None = None
+) -> Tokenizer:
+    """The tokenizer of a model of `n_vocab` tokens: `given`, else the one that Rookery noted in the file, else the
+    vocabulary that came with the weights, else a guess by size. Raises TokenizerError.
+    """
+    tokenizer = _known(path, format, metadata, n_vocab) if given is None else given
+    if tokenizer.vocab_size > n_vocab:
+        raise errors.TokenizerError(
+            f"{path}: the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model "
+            f"only {n_vocab}; name another: --tokenizer bytes|utf16le|world|FILE"
+        )
+    return tokenizer
+
+
+def _known(path: str, format: str, metadata: Mapping[str, Any], n_vocab: int) -> Tokenizer:
+    name = metadata.get("rookery.tokenizer")
+    if not name and (stored := of_model(path, format, metadata)):
+        return stored
+    name = name or ("world" if n_vocab == 65536 else None)
+    if name not in NAMES:  # never a path: a model file must not choose what else is opened
+        said = f"names an unknown tokenizer {str(name)[:40]!r}" if name else "says nothing of its tokenizer"
+        raise errors.TokenizerError(
+            f"{path}: {said} ({n_vocab} tokens); name it: --tokenizer bytes|utf16le|world|FILE"
+            + (", here likely the tokenizer.json of 20B" if n_vocab == 50277 else "")
+        )
+    return load(str(name))
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -18,13 +18,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
 from rookery.errors import CannotWrite, MissingExtra
 from rookery.formats.atomic import atomic_write
-from rookery.train import config
 from rookery.train.config import Settings
 from rookery.train.plot import plot
 
@@ -285,7 +285,7 @@ class Wandb:
         out.mkdir(parents=True, exist_ok=True)
         self._wandb: Any = wandb
         self._run = self._wandb.init(
-            project=settings.run.wandb, name=out.resolve().name, dir=str(out), config=config.as_dict(settings),
+            project=settings.run.wandb, name=out.resolve().name, dir=str(out), config=asdict(settings),
             id=known, resume="allow",
         )  # fmt: skip
         with atomic_write(kept) as file:

@@ -214,11 +214,15 @@ class Trainer:
                 self._say("no samples: the weights are spread over processes; strategy=ddp has them")
             with self._signals():
                 with self._report() as report:
+                    self._begin(report)
                     while self.done < total and not self.parallel.agree(self.stopping):
                         self._one(report)
                 if self.done > self.kept:
                     self.save()
             return self.export() if self.done >= total else None
+
+    def _begin(self, report: Report | None) -> None:
+        """Before the first step that this process takes."""
 
     def _one(self, report: Report | None) -> None:
         """A step and what follows from its number."""

@@ -73,6 +73,9 @@ class Network(nn.Module):
     def __init__(self, config: Config, root: SimpleNamespace) -> None:
         super().__init__()
         self.config = config
+        self.initial: Any = (
+            None  # a trained state before the first token: a module with start(batch), of tune/modules.py
+        )
         self.checkpointing = False  # recompute each block going back: memory of one block's inside, a third more time
         self.emb, self.ln_out, self.head = (_module(getattr(root, n)) for n in ("emb", "ln_out", "head"))
         self.blocks = nn.ModuleList(
@@ -101,6 +104,8 @@ class Network(nn.Module):
 
     def start(self, batch: int) -> States:
         """The states of `batch` sequences before their first token."""
+        if self.initial is not None:
+            return self.initial.start(batch)  # type: ignore[no-any-return]
         c, like = self.config, next(self.parameters())
         one = {
             p.name: like.new_tensor(p.start).reshape(-1, *[1] * (len(p.shape) - 1)).expand(batch, *p.shape)
@@ -155,7 +160,9 @@ class Network(nn.Module):
     ) -> tuple[Tensor, States]:
         o = Ops(self.config.n_head)
         begin = self.start(len(tokens) if layout is None else len(layout.lengths)) if states is None else states
-        x, v_first, after = o.embed(self.get_parameter("emb.weight"), tokens), None, []
+        v_first, after = None, []
+        rows: Any = getattr(self.emb, "rows", None)  # of an adapter in its place
+        x = rows(tokens) if rows else o.embed(self.get_parameter("emb.weight"), tokens)
         for i, (block, state) in enumerate(zip(self.blocks, begin, strict=True)):
             heard = None if listener is None else _packed(listener, i, layout is None)
             arguments = (x, v_first, state, resets, layout, heard)
