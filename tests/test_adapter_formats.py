@@ -324,6 +324,16 @@ def test_what_lies_transposed_in_fla_and_in_an_embedding_is_turned(tmp_path: Pat
     np.testing.assert_allclose(embedding.b @ embedding.a, (b @ a).T, rtol=1e-6)
 
 
+def test_a_change_of_fla_s_low_rank_pairs_merges(base: weights.Weights, tmp_path: Path) -> None:
+    name = "blocks.1.att.w1"
+    columns, rows = base.tensors[name].shape  # there it is a linear [out, in], here w1 [in, out]
+    tensors = pair("model.layers.1.attn.w_lora.lora.0", rows, columns)
+    a, b = (t.float32() for t in tensors.values())
+    found = adapters.merged(base, adapters.load(folder(tmp_path, tensors)))
+    wanted = base.tensors[name].float32() + 2 * (b @ a).T
+    np.testing.assert_allclose(found.tensors[name].float32(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_what_peft_adds_to_a_folder(tmp_path: Path) -> None:
     """Modules saved under the wrapper's name, and a copy of the base's embedding, which changes nothing."""
     head = random(30, 8)

@@ -235,7 +235,7 @@ class Adapter:
 def _unfit(p: Param, part: Part) -> str | None:
     if p.kind == "state":
         return "a tuned state: that is a file of its own, given with --state"
-    if not isinstance(part, Whole) and p.kind not in LOW_RANK:
+    if not isinstance(part, Whole) and p.kind not in (*LOW_RANK, "lora"):  # peft's "all-linear" finds fla's pairs too
         return f"a {type(part).__name__} part, but is no linear's weight"
     return part.check(p.file_shape)
 
