@@ -83,7 +83,7 @@ def plant(kind: str, draw: random.Random) -> None:
         atomic.open = opened  # type: ignore[attr-defined]
 
 
-def train(settings: config.Settings, kind: str = "", seed: int = 0) -> int:
+def train(settings: Any, kind: str = "", seed: int = 0, trainer: type[Trainer] = Trainer) -> int:
     """Exit status of a process that trains: 0, or -9."""
     child = os.fork()
     if child == 0:
@@ -92,7 +92,7 @@ def train(settings: config.Settings, kind: str = "", seed: int = 0) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             if kind not in ("", "moment"):
                 plant(kind, random.Random(seed))
-            code = 0 if Trainer(settings, live=False).run() else 1
+            code = 0 if trainer(settings, live=False).run() else 1
         finally:
             os._exit(code)
     if kind == "moment":
