@@ -139,17 +139,13 @@ class Writer:
         return _Piece(reply.text + text, reply.trained + len(self._stop(text)) if reply.trained else 0)
 
     def _last(self, reply: _Piece, closing: str) -> _Piece:
-        """The last reply of a document, with its end: what the template closes it with, else a stop text that is a
-        blank line, else, for a tokenizer that has no end of text, the stop text that follows a reply.
+        """The last reply of a document, with its end: the stop text in what the template closes it with; else the one
+        that would follow, if it is a blank line or the tokenizer has no end of text; else all of the closing.
         """
-        stop = self._stop(closing) or closing
-        if not closing:
-            follows = self.template.follows_reply()
-            stop = self._stop(follows)
-            if self.tokenizer.end is not None and stop.strip():
-                stop = ""
-            closing = stop
-        return _Piece(reply.text + closing, reply.trained + len(stop) if reply.trained else 0)
+        stop, follows = self._stop(closing), self._stop(self.template.follows_reply())
+        if not stop and follows.startswith(closing) and (self.tokenizer.end is None or not follows.strip()):
+            closing = stop = follows
+        return _Piece(reply.text + closing, reply.trained + len(stop or closing) if reply.trained else 0)
 
     def _stop(self, text: str) -> str:
         """The shortest stop text with which `text` begins, "" if none."""
