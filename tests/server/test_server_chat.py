@@ -33,8 +33,8 @@ def on_gosling(gosling: Any) -> Iterator[Here]:
 def ask(on_gosling: Here) -> Iterator[Callable[..., Any]]:
     """ask(said, **fields): the answer as JSON, or its frames. Every test has a cache of its own."""
     yield lambda *said, **fields: asked(on_gosling, *said, **fields)
-    on_gosling.service.prefixes._kept.clear()
-    on_gosling.service.prefixes._lengths.clear()
+    on_gosling.service.variants[0].prefixes.kept._points.clear()
+    on_gosling.service.variants[0].prefixes.kept._lengths.clear()
 
 
 def asked(server: Here, *said: Any, status: int = 200, key: str = "", **fields: Any) -> Any:
@@ -135,8 +135,8 @@ def test_a_talk_that_is_sent_again_is_not_read_again(ask: Callable[..., Any], on
     read = warm["usage"]["prompt_tokens"] - warm["usage"]["prompt_tokens_details"]["cached_tokens"]
     new = len(on_gosling.service.model.tokenizer.encode(f"\n\nUser: {said[-1]}\n\nAssistant:"))
     assert read <= new + 2
-    on_gosling.service.prefixes._kept.clear()
-    on_gosling.service.prefixes._lengths.clear()
+    on_gosling.service.variants[0].prefixes.kept._points.clear()
+    on_gosling.service.variants[0].prefixes.kept._lengths.clear()
     assert ask(*said, **fields)["choices"] == warm["choices"]
 
 

@@ -131,7 +131,7 @@ def altered(value: float) -> Callable[..., None]:
 def test_a_forged_state_is_refused(
     sent: Callable[..., bytes], tiny_v7: Any, change: Any, error: type[Exception], what: str
 ) -> None:
-    assert state_files.decode(sent(lambda t, m: None), tiny_v7).vector().tobytes()
+    assert state_files.decode(sent(lambda t, m: None), tiny_v7)[1].vector().tobytes()
     store = Memory()
     with pytest.raises(error, match=what) as found:
         Talks(tiny_v7, store).import_("me", sent(change))
@@ -146,8 +146,8 @@ def test_what_a_file_says_of_its_model_is_not_believed(sent: Callable[..., bytes
         config = json.loads(metadata["rookery.config"])
         metadata["rookery.config"] = json.dumps(config | said if isinstance(said, dict) else said)
 
-    honest = state_files.decode(sent(lambda t, m: None), tiny_v7)
-    assert state_files.decode(sent(change), tiny_v7).vector().tobytes() == honest.vector().tobytes()
+    honest = state_files.decode(sent(lambda t, m: None), tiny_v7)[1]
+    assert state_files.decode(sent(change), tiny_v7)[1].vector().tobytes() == honest.vector().tobytes()
 
 
 def test_bytes_that_are_no_file_are_refused(sent: Callable[..., bytes], tiny_v7: Any, gosling: Any) -> None:
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_file_are_refused(sent: Callable[..., bytes], tiny_v7:
         data = bytearray(good)
         data[at] ^= 0x41
         try:
-            found_ = state_files.decode(bytes(data), tiny_v7)
+            _, found_ = state_files.decode(bytes(data), tiny_v7)
         except (errors.FileError, errors.StateError):
             continue
         assert np.isfinite(found_.flat).all()

@@ -85,7 +85,7 @@ class Prefixes:
 
     def __init__(self, model: Model, budget: int = BUDGET, initial: State | None = None) -> None:
         self.kept = Kept(budget)
-        self._model, self._initial = model, initial
+        self._model, self.initial = model, initial
         self._digest = sha256(self._begin().flat.tobytes()).hexdigest()
 
     def beside(self, model: Model, initial: State | None = None) -> Prefixes:
@@ -109,7 +109,7 @@ class Prefixes:
         self.kept.put(self._start(owner), tokens, logits, state)
 
     def _begin(self) -> State:
-        return self._model.state() if self._initial is None else self._initial.copy()
+        return self._model.state() if self.initial is None else self.initial.copy()
 
     def _start(self, owner: str) -> Prefix:
         of = self._model

@@ -24,6 +24,7 @@ from rookery.server.prompt import Prompt, options, prompt, think_mode
 from rookery.server.service import Service, service
 from rookery.server.shapes import ChatRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
+from rookery.server.variants import Variant
 from rookery.server.work import Ask, Work, check_scores, reply_tokens, system_fingerprint
 
 router = APIRouter()
@@ -37,15 +38,15 @@ async def chat_completions(
 ) -> Response:
     """Reply to the last message. With `stream` the answer is server-sent events, ended by `data: [DONE]`."""
     served = service(request)
-    served.check_model(body.model)
+    variant = served.variant(body.model)
     refuse_unknown(body)
-    chat = await run_in_threadpool(_prepare, served, body, caller.owner, request.state.request_id)
+    chat = await run_in_threadpool(_prepare, served, variant, body, caller.owner, request.state.request_id)
     if body.stream:
         return EventStream(chat.frames(), served.settings.ping_seconds, served.settings.stuck_seconds)
     return JSONResponse(await while_connected(request, chat.whole()))
 
 
-def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) -> _Chat:
+def _prepare(served: Service, variant: Variant, body: ChatRequest, owner: str, request_id: str) -> _Chat:
     """All that is slow before the engine has the word: in a worker thread."""
     tokenizer, template = served.model.tokenizer, served.template
     offer = tools.offer(body.tools, body.tool_choice, body.parallel_tool_calls)
@@ -61,6 +62,7 @@ def _prepare(served: Service, body: ChatRequest, owner: str, request_id: str) ->
     held = Limit("lark", offer.lark()) if offer else asked
     ask = Ask(
         owner=owner,
+        variant=variant,
         tokens=read.tokens,
         marks=read.marks,
         max_tokens=reply_tokens(served, body.max_completion_tokens or body.max_tokens, served.settings.default_tokens),
@@ -91,8 +93,8 @@ class _Chat:
         self._head = {
             "id": f"chatcmpl-{uuid4().hex}",
             "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": system_fingerprint(served.model),
+            "model": ask.variant.name,
+            "system_fingerprint": system_fingerprint(ask.variant),
         }
         self._ids = bool(body.return_token_ids or body.return_tokens)
 

@@ -25,6 +25,7 @@ from rookery.server.service import Service, service
 from rookery.server.shapes import CompletionRequest, refuse_unknown
 from rookery.server.sse import DONE, EventStream, frame, while_connected
 from rookery.server.texts import prompts
+from rookery.server.variants import Variant
 from rookery.server.work import Ask, Work, check_scores, reply_tokens, system_fingerprint
 
 router = APIRouter()
@@ -41,9 +42,9 @@ async def completions(
 ) -> Response:
     """Go on with each prompt. With `echo` the prompt is part of the text, and of the log-probabilities."""
     served = service(request)
-    served.check_model(body.model)
+    variant = served.variant(body.model)
     refuse_unknown(body)
-    made = await run_in_threadpool(_prepare, served, body, caller.owner, request.state.request_id)
+    made = await run_in_threadpool(_prepare, served, variant, body, caller.owner, request.state.request_id)
     if body.stream:
         return EventStream(made.frames(), served.settings.ping_seconds, served.settings.stuck_seconds)
     answer = await while_connected(request, made.whole())
@@ -52,7 +53,7 @@ async def completions(
     return JSONResponse(answer)
 
 
-def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: str) -> _Completions:
+def _prepare(served: Service, variant: Variant, body: CompletionRequest, owner: str, request_id: str) -> _Completions:
     """All that is slow before the engine has the word: in a worker thread."""
     if body.suffix:
         raise ApiError(400, "suffix: this server cannot fill in; leave it out", code="unsupported", param="suffix")
@@ -66,6 +67,7 @@ def _prepare(served: Service, body: CompletionRequest, owner: str, request_id: s
     asks = [
         Ask(
             owner=owner,
+            variant=variant,
             tokens=tokens,
             marks=(len(tokens),),
             max_tokens=reply_tokens(served, body.max_tokens, DEFAULT_TOKENS),
@@ -99,8 +101,8 @@ class _Completions:
             "id": f"cmpl-{uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": system_fingerprint(served.model),
+            "model": works[0].ask.variant.name,
+            "system_fingerprint": system_fingerprint(works[0].ask.variant),
         }
         self._ids = bool(body.return_token_ids or body.return_tokens)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from rookery.server.service import Service, service
 from rookery.server.shapes import Name, Shape
 from rookery.server.sse import while_connected
 from rookery.server.texts import Prompts, prompts
+from rookery.server.variants import Variant
 from rookery.state import Array, State
 
 router = APIRouter()
@@ -72,26 +74,26 @@ async def embeddings(
 ) -> JSONResponse:
     """A vector for each text."""
     served = service(request)
-    served.check_model(body.model)
+    variant = served.variant(body.model)
     if body.dimensions is not None:
         raise ApiError(400, "dimensions: the vectors have one length here; leave it out", param="dimensions")
     texts = await run_in_threadpool(prompts, served, body.input, "input")
-    found = await while_connected(request, vectors(served, texts, caller.owner, body.pooling or "mean"))
+    found = await while_connected(request, vectors(served, variant, texts, caller.owner, body.pooling or "mean"))
     count = sum(map(len, texts))
     data = [
         {"object": "embedding", "index": n, "embedding": _written(vector, body.encoding_format)}
         for n, vector in enumerate(found)
     ]
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
+    return JSONResponse({"object": "list", "data": data, "model": variant.name, "usage": usage})
 
 
-async def vectors(served: Service, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:
+async def vectors(served: Service, variant: Variant, texts: list[list[int]], owner: str, pooling: str) -> list[Array]:
     gate = asyncio.Semaphore(served.settings.max_batch)
 
     async def one(tokens: list[int]) -> Array:
         async with gate:
-            return await _vector(served, tokens, owner, pooling)
+            return await _vector(served, variant, tokens, owner, pooling)
 
     tasks = [asyncio.create_task(one(tokens)) for tokens in texts]
     try:
@@ -102,16 +104,16 @@ async def vectors(served: Service, texts: list[list[int]], owner: str, pooling: 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _vector(served: Service, tokens: list[int], owner: str, pooling: str) -> Array:
+async def _vector(served: Service, variant: Variant, tokens: list[int], owner: str, pooling: str) -> Array:
     """[C], or [layers * C] for "state"; its length is one."""
-    model = served.model
 
     def start() -> Start:
-        return Start(state=model.state(), prompt=tokens)
+        return Start(state=variant.state(), prompt=tokens)
 
-    async with feed.open(
-        served, lambda listen: engine.Sequence(start, listen, owner=owner, hidden=pooling == "mean")
-    ) as events:
+    def sequence(listen: Callable[[engine.Event], None]) -> engine.Sequence:
+        return engine.Sequence(start, listen, owner=owner, hidden=pooling == "mean", model=variant.model)
+
+    async with feed.open(served, sequence) as events:
         async for event in events:
             if isinstance(event, Failed):
                 raise event.error

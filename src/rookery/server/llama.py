@@ -27,6 +27,7 @@ from rookery.server.service import Service, service
 from rookery.server.shapes import Drawn, Limited, Name, Shape, refuse_unknown
 from rookery.server.sse import EventStream, frame, while_connected
 from rookery.server.texts import Prompts, prompts, several
+from rookery.server.variants import Variant
 from rookery.server.work import Ask, Work, reply_tokens
 
 router = APIRouter()
@@ -121,9 +122,9 @@ class Counted(BaseModel):
 async def completion(body: LlamaRequest, request: Request, caller: Chats) -> Response:
     """Go on with a prompt. `stream` is for one prompt; its events are pieces, and at the end all but the text."""
     served = service(request)
-    served.check_model(body.model)
+    variant = served.variant(body.model)
     refuse_unknown(body)
-    made = await run_in_threadpool(_prepare, served, body, caller.owner, request.state.request_id)
+    made = await run_in_threadpool(_prepare, served, variant, body, caller.owner, request.state.request_id)
     if not body.stream:
         answers = await while_connected(request, _all(made))
         return JSONResponse(answers if several(body.prompt) else answers[0])
@@ -137,7 +138,9 @@ async def embedding(body: EmbeddingRequest, request: Request, caller: Chats) -> 
     """A vector for each text, as /v1/embeddings gives it."""
     served = service(request)
     texts = await run_in_threadpool(prompts, served, body.content, "content")
-    vectors = await while_connected(request, embeddings.vectors(served, texts, caller.owner, "mean"))
+    vectors = await while_connected(
+        request, embeddings.vectors(served, served.variants[0], texts, caller.owner, "mean")
+    )
     return JSONResponse([{"index": n, "embedding": [vector.tolist()]} for n, vector in enumerate(vectors)])
 
 
@@ -146,12 +149,12 @@ async def embedding(body: EmbeddingRequest, request: Request, caller: Chats) -> 
 async def input_tokens(body: CountRequest, request: Request, caller: Reads) -> Counted:
     """How many tokens a talk has, up to where the reply begins."""
     served = service(request)
-    served.check_model(body.model)
+    served.variant(body.model)
     text = await run_in_threadpool(tokens.written, served, body, body.messages, body.tools)
     return Counted(input_tokens=len(await run_in_threadpool(served.model.tokenizer.encode, text)))
 
 
-def _prepare(served: Service, body: LlamaRequest, owner: str, request_id: str) -> list[_Completion]:
+def _prepare(served: Service, variant: Variant, body: LlamaRequest, owner: str, request_id: str) -> list[_Completion]:
     """All that is slow before the engine has the word: in a worker thread."""
     model, held = served.model, limit(body)
     constraint = compiler(held, model.tokenizer, model.config.n_vocab) if held else None
@@ -160,6 +163,7 @@ def _prepare(served: Service, body: LlamaRequest, owner: str, request_id: str) -
     for n, prompt in enumerate(prompts(served, body.prompt, "prompt")):
         ask = Ask(
             owner=owner,
+            variant=variant,
             tokens=prompt,
             marks=(len(prompt),),
             max_tokens=reply_tokens(served, None if asked == FOREVER else asked, served.settings.default_tokens),
@@ -235,7 +239,7 @@ class _Completion:
             "content": content,
             "tokens": written if self._body.return_tokens else [],
             "stop": True,
-            "model": self._served.name,
+            "model": ask.variant.name,
             "tokens_predicted": len(written),
             "tokens_evaluated": len(ask.tokens),
             "tokens_cached": self._work.cached,

@@ -1,4 +1,4 @@
-"""The model that is served, as OpenAI's list and as llama.cpp's /props."""
+"""The model that is served and its variants, as OpenAI's list and as llama.cpp's /props."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rookery.server.errors import ERRORS
 from rookery.server.keys import Caller, needs
 from rookery.server.service import Service, service
 from rookery.server.tokens import end_name, jinja
+from rookery.server.variants import Variant
 
 router = APIRouter()
 ASKED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403, 404, 503)}
@@ -34,11 +35,14 @@ class Meta(BaseModel):
 
 
 class ModelCard(BaseModel):
+    """`parent`: of which model it is a variant."""
+
     id: str
     aliases: list[str]
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rookery"
+    parent: str | None = None
     meta: Meta
 
 
@@ -63,8 +67,9 @@ class Props(BaseModel):
 @router.get("/v1/models", responses=ASKED)
 @router.get("/models", include_in_schema=False)
 async def models(request: Request, caller: Reader) -> ModelList:
-    """The one model there is."""
-    return ModelList(data=[await run_in_threadpool(_card, service(request))])
+    """The model, and its variants."""
+    served = service(request)
+    return ModelList(data=[await run_in_threadpool(_card, served, each) for each in served.variants])
 
 
 @router.get("/v1/models/{id:path}", responses=ASKED)
@@ -72,8 +77,7 @@ async def models(request: Request, caller: Reader) -> ModelList:
 async def model(id: str, request: Request, caller: Reader) -> ModelCard:
     """That model."""
     served = service(request)
-    served.check_model(id or "?")
-    return await run_in_threadpool(_card, served)
+    return await run_in_threadpool(_card, served, served.variant(id or "?"))
 
 
 @router.get("/props", responses=ASKED)
@@ -94,8 +98,8 @@ async def props(request: Request, caller: Reader) -> Props:
     )
 
 
-def _card(served: Service) -> ModelCard:
-    weights, config = served.model.weights, served.model.config
+def _card(served: Service, variant: Variant) -> ModelCard:
+    weights, config = variant.model.weights, variant.model.config
     changed, size = _file(weights.path)
     meta = Meta(
         n_params=weights.parameters,
@@ -106,7 +110,8 @@ def _card(served: Service) -> ModelCard:
         version=config.version,
         fingerprint=weights.fingerprint,
     )
-    return ModelCard(id=served.name, aliases=served.names, created=changed, meta=meta)
+    parent = None if variant is served.variants[0] else served.name
+    return ModelCard(id=variant.name, aliases=list(variant.names), created=changed, parent=parent, meta=meta)
 
 
 def _file(path: str) -> tuple[int, int]:

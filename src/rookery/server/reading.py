@@ -25,7 +25,7 @@ def _read(engine: Engine, tree: Tree, reading: Reading) -> Point:
     def start() -> Start:
         return Start(reading.point.state.copy(), reading.tokens, reading.point.logits, tuple(marks))
 
-    engine.submit(Sequence(start, heard.put, owner=tree.owner))
+    engine.submit(Sequence(start, heard.put, owner=tree.owner, model=tree.model))
     while True:
         event = heard.get()
         if isinstance(event, Marked):

@@ -99,7 +99,8 @@ def _running(served: Service, caller: Caller, id: str) -> Work | None:
 def _stored(served: Service, owner: str, id: str) -> dict[str, Any]:
     """In a thread."""
     turn = served.talks.turn(owner, id)
-    return responses_answer.of_turn(served.talks.open(owner, id), turn, served.name)
+    session = served.talks.open(owner, id)
+    return responses_answer.of_turn(session, turn, served.variant_of(session).name)
 
 
 def _delete(served: Service, owner: str, id: str) -> None:

@@ -42,11 +42,11 @@ def work(service: Service, owner: str, asked: ResponseRequest, request_id: str =
     messages = said(asked)
     session = _session(service, owner, asked, messages)
     how = _how(session, asked)
-    session.sampling = asked.sampling(service.left_out(bool(how.limits)), service.model.tokenizer)
+    session.sampling = asked.sampling(service.left_out(bool(how.limits)), session.model.tokenizer)
     session.think = how.think
     most = reply_tokens(service, asked.max_output_tokens, service.settings.default_tokens)
     note = Note(uuid4().hex, int(time.time()), _repeated(asked, session), calls=how.calls)
-    answer = Answer(talk_ids.code(session.name), service.name, note, session.system, session.tools)
+    answer = Answer(talk_ids.code(session.name), service.variant_of(session).name, note, session.system, session.tools)
     blank = session.template.shown(" x") == "x"
     told = Told(answer.output, how.begun(session), blank=blank, calls=how.calls)
     seed = asked.first_seed()
@@ -78,7 +78,7 @@ def said(asked: ResponseRequest) -> list[chat.Message]:
 
 def _refuse(service: Service, asked: ResponseRequest) -> None:
     """400 or 404 for what cannot be had here."""
-    service.check_model(asked.model)
+    service.variant(asked.model)
     shapes.refuse_unknown(asked)
     unsupported = {
         "background": asked.background,
@@ -95,15 +95,36 @@ def _session(service: Service, owner: str, asked: ResponseRequest, messages: Seq
     """The talk, standing where it is gone on with."""
     if asked.previous_response_id is None:
         title = next((each["content"] for each in messages if each["role"] == "user"), "")[:TITLE]
-        session = service.talks.begin(owner, system=asked.instructions or None, seed=asked.first_seed(), title=title)
+        by = service.variant(asked.model)
+        session = service.talks.begin(
+            owner,
+            model=by.model,
+            state=by.initial,
+            system=asked.instructions or None,
+            seed=asked.first_seed(),
+            title=title,
+        )
     else:
         session = service.talks.open(owner, asked.previous_response_id)
+        _check_model(service, session, asked)
         _check_instructions(session, asked)
     if asked.tools is not None:
         session.tools = [tool.model_dump(exclude_none=True) for tool in asked.tools]
     if session.tools or any(message["role"] == "tool" for message in messages):
         session.template = tools.with_tools(session.template)
     return session
+
+
+def _check_model(service: Service, session: Session, asked: ResponseRequest) -> None:
+    held = service.variant_of(session)
+    if asked.model and service.variant(asked.model) is not held:
+        raise ApiError(
+            400,
+            f"model: this talk is held with {held.name!r}, whose state another cannot read; leave model out, or begin "
+            "a new talk",
+            code="model_changed",
+            param="model",
+        )
 
 
 def _check_instructions(session: Session, asked: ResponseRequest) -> None:

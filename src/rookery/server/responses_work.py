@@ -155,7 +155,9 @@ class Work:
                 self._hear(event)
 
     def _sequence(self, listen: Callable[[Heard], None]) -> Sequence:
-        return Sequence(self._start, listen, owner=self.owner, deltas=DELTAS if self.deltas else 0)
+        return Sequence(
+            self._start, listen, owner=self.owner, deltas=DELTAS if self.deltas else 0, model=self._session.model
+        )
 
     def _start(self) -> Start:
         """In a thread of the engine's, when there is room: those who wait hold no state."""
@@ -232,7 +234,7 @@ class Work:
             request=self._request_id,
             route="/v1/responses",
             owner=self.owner,
-            model=self._service.model.weights.fingerprint,
+            model=self._session.model.weights.fingerprint,
             sampling=sampling.plain() | {"seed": ended.draft.sampler.seed},
             entered={"tokens": [*map(int, self._reading.tokens)], "cached": self.answer.note.cached},
             changed={

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from anyio import CapacityLimiter
@@ -14,7 +13,7 @@ from fastapi import Request
 
 from rookery import chat
 from rookery import store as stores
-from rookery.engine import Engine, Prefixes
+from rookery.engine import Engine
 from rookery.model import Model
 from rookery.sampling import Sampling
 from rookery.server.errors import ApiError
@@ -25,6 +24,8 @@ from rookery.server.reading import through
 from rookery.server.records import Records
 from rookery.server.settings import Settings
 from rookery.server.talks import Talks
+from rookery.server.variants import Variant, of_talk, variants
+from rookery.session import Session
 
 PROFILE = "demo"  # where a template recommends nothing
 READERS = 8
@@ -34,12 +35,11 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Service:
-    """One model being served."""
+    """One model being served, and its variants."""
 
     settings: Settings
-    model: Model
+    variants: tuple[Variant, ...]  # the first is the model itself
     engine: Engine
-    prefixes: Prefixes
     store: stores.Store
     talks: Talks
     template: chat.Template
@@ -54,20 +54,28 @@ class Service:
     readers: CapacityLimiter = field(init=False)  # threads in which states that are lost are read anew
 
     @property
-    def names(self) -> list[str]:
-        """What the model is called: its id, then the other aliases."""
-        given = (name.strip() for name in (self.settings.alias or "").split(","))
-        return [name for name in given if name] or [Path(self.model.weights.path).stem]
+    def model(self) -> Model:
+        """The one that the others are made of."""
+        return self.variants[0].model
 
     @property
     def name(self) -> str:
-        """The model's id."""
-        return self.names[0]
+        """Its id."""
+        return self.variants[0].name
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError 404 for the id of another model; None is this one."""
-        if name and name not in self.names:
-            raise ApiError(404, f"no model {name[:100]!r} here; there is {self.name!r}", code="model_not_found")
+    def variant(self, name: str | None) -> Variant:
+        """The one that is called so; None: the model itself. Raises ApiError 404."""
+        if not name:
+            return self.variants[0]
+        for each in self.variants:
+            if name in each.names:
+                return each
+        there = " and ".join(repr(each.name) for each in self.variants[:20])
+        raise ApiError(404, f"no model {name[:100]!r} here; there is {there}", code="model_not_found")
+
+    def variant_of(self, talk: Session) -> Variant:
+        """The one that holds a stored talk."""
+        return of_talk(self.variants, talk)
 
     def left_out(self, held: bool) -> Sampling:
         """The sampling of what a chat request leaves out; `held`: to a form, which penalties would spoil, for it has to
@@ -111,28 +119,31 @@ def build(settings: Settings, model: Model, keys: Keys, metrics: Metrics) -> Ser
     else:
         template = chat.load(settings.template)
     model.tokenizer  # noqa: B018, a model without one is refused now
-    model.forward(0)
-    model.weights.fingerprint  # noqa: B018, a pass over the file that no request should wait for
+    made_of = variants(settings, model)
+    models = list(dict.fromkeys(each.model for each in made_of))
+    for each in models:
+        each.forward(0)
+        each.weights.fingerprint  # noqa: B018, a pass over the file that no request should wait for
     store = open_store(settings)
     engine = Engine(model, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     made = Service(
         settings=settings,
-        model=model,
+        variants=made_of,
         engine=engine,
-        prefixes=Prefixes(model, budget=settings.prefix_bytes),
         store=store,
-        talks=Talks(model, store, template, read=through(engine), hot=settings.open_talks),
+        talks=Talks(model, store, template, others=models[1:], read=through(engine), hot=settings.open_talks),
         template=template,
         sampling=template.sampling or chat.PROFILES[PROFILE],
         keys=keys,
         metrics=metrics,
         records=Records(settings.folder if settings.records else None),
     )
+    known = made_of[0].prefixes.kept
     metrics.watch(
         model.state().flat.nbytes,
         engine=made.engine.stats,
         store=store.stats,
-        prefixes=lambda: {name: getattr(made.prefixes, name) for name in ("bytes", "hits", "misses", "evicted")},
+        prefixes=lambda: {name: getattr(known, name) for name in ("bytes", "hits", "misses", "evicted")},
         records=made.records.stats,
     )
     return made

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from rookery.errors import InputError
 
@@ -28,6 +30,9 @@ class Settings:
     half: bool = False  # stored states are rounded to float16
     store_bytes: int | None = None  # of snapshots; None: the store's own default
     template: str | None = None
+    adapters: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # other ids of the model: with these beside it
+    state: str | None = None  # the file of a state that texts begin with
+    states: Mapping[str, str] = field(default_factory=dict)  # other ids: with these states to begin with
     records: bool = False  # needs a folder
     # who
     api_key_file: str | None = None

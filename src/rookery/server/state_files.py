@@ -31,9 +31,9 @@ def encode(state: State) -> bytes:
         return path.read_bytes()
 
 
-def decode(data: bytes, model: Model) -> State:
-    """The state in a file, if it is one of this model. Raises FileError for bytes that are no such file, StateError for
-    the state of another model, or one that holds a number that is not finite.
+def decode(data: bytes, model: Model, *others: Model) -> tuple[Model, State]:
+    """The state in a file, and which of the models it is of, all of one size. Raises FileError for bytes that are no
+    such file, StateError for the state of another model, or one that holds a number that is not finite.
     """
     if len(data) > largest(model):
         raise TooLarge(_WHERE, f"has {len(data)} bytes; one of this model has at most {largest(model)}")
@@ -43,12 +43,14 @@ def decode(data: bytes, model: Model) -> State:
     if metadata.get("rookery.kind") != "state":
         raise StateError("the file holds no state; send what an export gave")
     wanted = dict(shapes(model.config))
-    if metadata.get("rookery.fingerprint") != model.weights.fingerprint or wanted != _shapes(tensors):
+    said = metadata.get("rookery.fingerprint")
+    found = next((each for each in (model, *others) if each.weights.fingerprint == said), None)
+    if found is None or wanted != _shapes(tensors):
         raise StateError("the state was made by another model than the one that is served")
     flat = np.concatenate([tensors[name].float32().reshape(-1) for name in wanted])
     if not np.isfinite(flat).all():
         raise StateError("the state holds numbers that are not finite")
-    return State(model.config, flat.astype(model.runner.dtype, copy=False), model.weights)
+    return found, State(found.config, flat.astype(found.runner.dtype, copy=False), found.weights)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -63,8 +63,9 @@ class _Hot:
 
 
 class Talks:
-    """`template`: of new talks that name none. `read`: who reads tokens whose state is not known (default: the model,
-    in the caller's thread). `hot`: talks at hand; `budget`: bytes of states at hand.
+    """`others`: models besides `model` that talks may be held with. `template`: of new talks that name none. `read`:
+    who reads tokens whose state is not known (default: the model, in the caller's thread). `hot`: talks at hand;
+    `budget`: bytes of states at hand.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Talks:
         store: Store,
         template: chat.Template | None = None,
         *,
+        others: Sequence[Model] = (),
         templates: Sequence[chat.Template] = (),
         read: Read | None = None,
         hot: int = HOT,
@@ -80,6 +82,7 @@ class Talks:
     ) -> None:
         """templates: others that talks may have been begun with, besides the built-in ones."""
         self.model, self.store, self._limit = model, store, hot
+        self._models = {each.weights.fingerprint: each for each in (model, *others)}
         self._template = template
         self._templates = [made for made in (template, *templates) if made is not None]
         self._read = read or (lambda tree, reading: tree.follow(reading))
@@ -93,6 +96,7 @@ class Talks:
         self,
         owner: str,
         *,
+        model: Model | None = None,
         template: chat.Template | None = None,
         system: str | None = None,
         think: str | None = None,
@@ -104,9 +108,10 @@ class Talks:
     ) -> Session:
         """A new talk, which the store gets with its first turn, or by `session.keep()`. Raises InputError."""
         chosen = template or self._template
-        drawn_from = self.model.sampler(sampling, seed).seed
+        of = model or self.model
+        drawn_from = of.sampler(sampling, seed).seed
         noted = settings.noted(chosen, system, think, tools, drawn_from, owner, title)
-        tree = new(self.model, self.store, talk_ids.fresh(owner), noted, state, self._live)
+        tree = new(of, self.store, talk_ids.fresh(owner), noted, state, self._live)
         hot = self._add(tree.talk.name, _Hot(tree, chosen or settings.template(None, tree)))
         return Session.standing(Head(tree, MAIN, None, created=False), hot.template, sampling)
 
@@ -216,7 +221,8 @@ class Talks:
         Raises StateError for another model's state or one with numbers that are not finite, FileError for bytes that
         are no such file, StoreError and CannotWrite.
         """
-        session = self.begin(owner, state=state_files.decode(data, self.model), title=title)
+        model, state = state_files.decode(data, *self._models.values())
+        session = self.begin(owner, model=model, state=state, title=title)
         tree = session._tree
         logits, _ = self._read(tree, Reading(Point(None, tree.initial), [0], [], []))
         if logits is None or not np.isfinite(logits).all():
@@ -256,8 +262,8 @@ class Talks:
                 return self._hot[name]
         with _hidden():
             talk = self.store.talk(name)
-        self._check(talk)
-        tree = Tree(self.model, self.store, talk, self._initial(talk), self._live)
+        model = self._model_of(talk)
+        tree = Tree(model, self.store, talk, self._initial(model, talk), self._live)
         tree.refresh()
         return self._add(name, _Hot(tree, self._template_of(tree)))
 
@@ -273,14 +279,15 @@ class Talks:
         with self._lock:
             self._hot.pop(name, None)
 
-    def _check(self, talk: Talk) -> None:
-        mine = self.model.weights.fingerprint, tokenizers.digest(self.model.tokenizer)
-        if (talk.fingerprint, talk.tokenizer) != mine:
+    def _model_of(self, talk: Talk) -> Model:
+        found = self._models.get(talk.fingerprint)
+        if found is None or talk.tokenizer != tokenizers.digest(found.tokenizer):
             raise StateError("this talk was held with another model than the one that is served; it needs that one")
+        return found
 
-    def _initial(self, talk: Talk) -> State:
+    def _initial(self, model: Model, talk: Talk) -> State:
         try:
-            return initial(self.model, self.store, talk)
+            return initial(model, self.store, talk)
         except StateError:
             raise StateError("the state that this talk began with is lost; begin a new talk") from None
 

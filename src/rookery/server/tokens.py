@@ -98,7 +98,7 @@ class Written(BaseModel):
 async def tokenize(body: TokenizeRequest, request: Request, caller: Reader) -> Tokenized:
     """The tokens of a text or a talk."""
     served = service(request)
-    served.check_model(body.model)
+    served.variant(body.model)
     return await run_in_threadpool(_tokenized, served, body)
 
 
@@ -106,7 +106,7 @@ async def tokenize(body: TokenizeRequest, request: Request, caller: Reader) -> T
 async def detokenize(body: DetokenizeRequest, request: Request, caller: Reader) -> Detokenized:
     """The text of tokens; what is no UTF-8 becomes U+FFFD."""
     served = service(request)
-    served.check_model(body.model)
+    served.variant(body.model)
     text = await run_in_threadpool(served.model.tokenizer.decode, body.tokens)
     return Detokenized(content=text, prompt=text)
 

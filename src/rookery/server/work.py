@@ -10,11 +10,11 @@ from typing import Any
 
 from rookery import engine
 from rookery.engine import Cancelled, Ended, Event, Failed, Marked, Read, Scored, Start, Wrote
-from rookery.model import Model
 from rookery.sampling import Sampling
 from rookery.server import feed
 from rookery.server.errors import ApiError, gone
 from rookery.server.service import Service
+from rookery.server.variants import Variant
 from rookery.state import State
 from rookery.stream import Constraint, Draft
 
@@ -24,11 +24,13 @@ CACHED_FROM = 16  # tokens of a prompt for which a state is worth its memory
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """`tokens` to read, and `n` replies to write after them, each of `max_tokens` at most; their seeds are `seed`,
-    `seed` + 1, ... `marks`: after how many tokens a state is worth keeping. scores, prompt_scores: see engine.Sequence.
+    """`tokens` to read by `variant`, and `n` replies to write after them, each of `max_tokens` at most; their seeds are
+    `seed`, `seed` + 1, ... `marks`: after how many tokens a state is worth keeping. scores, prompt_scores: see
+    engine.Sequence.
     """
 
     owner: str
+    variant: Variant
     tokens: Sequence[int]
     max_tokens: int
     sampling: Sampling
@@ -102,14 +104,15 @@ class Work:
             places=ask.n if ask.max_tokens else 1,
             scores=ask.scores,
             prompt_scores=ask.prompt_scores,
+            model=ask.variant.model,
         )
 
     def _start(self) -> Start:
         """In a worker thread of the engine."""
-        ask, model = self.ask, self._service.model
+        ask, by = self.ask, self.ask.variant
         self._begin = time.perf_counter()
         whole = ask.prompt_scores is not None
-        known, logits, state = (0, None, model.state()) if whole else self._service.prefixes.find(ask.owner, ask.tokens)
+        known, logits, state = (0, None, by.state()) if whole else by.prefixes.find(ask.owner, ask.tokens)
         self.cached = known
         if self._service.records.on:
             self._before = state.copy()
@@ -123,7 +126,7 @@ class Work:
         )
 
     def _draft(self, n: int) -> Draft:
-        ask, model = self.ask, self._service.model
+        ask, model = self.ask, self.ask.variant.model
         seed = None if ask.seed is None else (ask.seed + n) % (1 << 64)
         constraint = ask.constraint.copy() if ask.constraint else None  # those who wait hold none of their own
         sampler = model.sampler(ask.sampling, seed)
@@ -163,10 +166,10 @@ class Work:
 
     def _keep(self, tokens: Sequence[int], logits: Any, state: State) -> None:
         if len(tokens) >= CACHED_FROM:
-            self._service.prefixes.put(self.ask.owner, tokens, logits, state)
+            self.ask.variant.prefixes.put(self.ask.owner, tokens, logits, state)
 
     def _record(self, event: Ended, reason: str) -> None:
-        records, model = self._service.records, self._service.model
+        records, model = self._service.records, self.ask.variant.model
         if not records.on:
             return
         settings = self.ask.sampling.plain()
@@ -208,9 +211,10 @@ def check_scores(tokens: int, top: int | None) -> None:
         )
 
 
-def system_fingerprint(model: Model) -> str:
-    """What decides the answers besides the request: the weights, and how they are computed."""
-    return f"fp_{sha256(f'{model.weights.fingerprint} {model.arithmetic}'.encode()).hexdigest()[:12]}"
+def system_fingerprint(of: Variant) -> str:
+    """What decides the answers besides the request: the weights, how they are computed, and what texts begin with."""
+    said = f"{of.model.weights.fingerprint} {of.model.arithmetic}" + (f" {of.digest}" if of.digest else "")
+    return f"fp_{sha256(said.encode()).hexdigest()[:12]}"
 
 
 def _slow() -> ApiError:
