@@ -119,29 +119,9 @@ class TuneData:
         begins = resets[0] if resets else [[False] * len(row) for row in tokens]
         rows = (self._row(n) for n in samples(step, self.batch_rows))
         return [
-            self._text(*(row[: self.train.length(which)] for row in read))
+            read_back(self.tokenizer, *(row[: self.train.length(which)] for row in read))
             for which, *read in zip(rows, tokens, targets, weights, begins, strict=True)
         ]
-
-    def _text(self, tokens: list[int], targets: list[int], weights: list[float], begins: list[bool]) -> str:
-        cuts = [0, *(t for t, begin in enumerate(begins) if begin and t), len(tokens)]
-        out = []
-        for first, last in pairwise(cuts):
-            ids = [tokens[first], *targets[first:last]]
-            learnt = [False, *(weight > 0 for weight in weights[first:last])]
-            runs = [0, *(n for n in range(1, len(ids)) if learnt[n] != learnt[n - 1]), len(ids)]
-            texts = [(learnt[a], self._decode(ids[a:b])) for a, b in pairwise(runs)]
-            out.append("".join(f"«{text}»" if marked else text for marked, text in texts))
-        return "\n---\n".join(out)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        """Text, the end of it told as <end>."""
-        pieces, end = [], self.tokenizer.end
-        while end is not None and end in ids:
-            at = ids.index(end)
-            pieces += [self.tokenizer.decode(ids[:at]), "<end>"]
-            ids = ids[at + 1 :]
-        return "".join([*pieces, self.tokenizer.decode(ids)])
 
     def _tensors(self, rows: _Rows, whole: Sequence[int], share: Sequence[int], total: int = 0) -> list[Tensor]:
         """Rows `share` of the batch `whole`, each target of weight 1 / total (0: the trained ones of the batch)."""
@@ -202,3 +182,31 @@ class _Rows:
         layout = [(int(self._windows.begins[w]), int(self._windows.lengths[w])) for row in self._rows for w in row]
         check = crc32(repr(layout).encode(), check)
         return f"{len(self.documents)} documents, {len(self.documents.tokens)} tokens, crc32 {check:08x}"
+
+
+def read_back(
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    targets: Sequence[int],
+    weights: Sequence[float],
+    begins: Sequence[bool] = (),
+) -> str:
+    """A row as text: what is trained in «», its end told as <end>, documents apart by a line ---."""
+    cuts = [0, *(t for t, begin in enumerate(begins) if begin and t), len(tokens)]
+    out = []
+    for first, last in pairwise(cuts):
+        ids = [tokens[first], *targets[first:last]]
+        learnt = [False, *(weight > 0 for weight in weights[first:last])]
+        runs = [0, *(n for n in range(1, len(ids)) if learnt[n] != learnt[n - 1]), len(ids)]
+        texts = [(learnt[a], _decode(tokenizer, ids[a:b])) for a, b in pairwise(runs)]
+        out.append("".join(f"«{text}»" if marked else text for marked, text in texts))
+    return "\n---\n".join(out)
+
+
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    pieces, end = [], tokenizer.end
+    while end is not None and end in ids:
+        at = ids.index(end)
+        pieces += [tokenizer.decode(ids[:at]), "<end>"]
+        ids = ids[at + 1 :]
+    return "".join([*pieces, tokenizer.decode(ids)])

@@ -24,7 +24,6 @@ from rookery.formats.raw import map_file
 from rookery.train import binidx, texts
 from rookery.train.texts import Piece
 from rookery.tune.examples import Writer
-from rookery.tune.rows import rows
 
 FORM = 1  # of what is written; another number makes it anew
 
@@ -163,7 +162,7 @@ def _documents(piece: Piece, writer: Writer, fields: Sequence[str]) -> Iterator[
         yield np.array(ids, np.int64), np.ones(len(ids), np.bool_)
         return
     try:
-        examples = [example for row in rows(_json(piece), fields) for example in writer.examples(row)]
+        examples = writer.of_json(_json(piece), fields)
     except (InputError, TemplateError) as error:
         raise DamagedFile(piece.path, f"line {piece.line} {error}") from None
     for example in examples:

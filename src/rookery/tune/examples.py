@@ -21,7 +21,7 @@ from rookery.chat.template import Message, Template
 from rookery.errors import InputError, TemplateError
 from rookery.tokenizer import Tokenizer
 from rookery.tokenizer.simple import encode_text
-from rookery.tune.rows import Row
+from rookery.tune.rows import Row, rows
 
 MASKS = ("reply", "last", "all")
 _ASKED, _ANSWERED = "qzasked", "qzanswered"
@@ -63,6 +63,10 @@ class Writer:
             raise InputError(f"data.mask = {mask!r}: {', '.join(MASKS[:-1])} or {MASKS[-1]} is wanted")
         self.tokenizer, self.template, self.mask = tokenizer, template, mask
         self._encoding = getattr(tokenizer, "encoding", "utf-8")
+
+    def of_json(self, row: Any, fields: Sequence[str] = ()) -> list[Example]:
+        """The documents of a row as `rows.rows` reads it. Raises InputError and TemplateError."""
+        return [example for one in rows(row, fields) for example in self.examples(one)]
 
     def examples(self, row: Row) -> list[Example]:
         """The documents of a row. Raises InputError and TemplateError."""
