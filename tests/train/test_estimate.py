@@ -140,7 +140,7 @@ def test_a_dry_run_says_it_all(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_free", lambda device: 1000)
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(estimate, "measure", lambda *_: pytest.fail("measured"))
     found = estimate.dry_run(settings())
     assert found.pace is None
@@ -156,7 +156,7 @@ from rookery.train import estimate, optimiser, shape
 from rookery.train.loss import loss_of
 def run(s):
     c = shape.config(s, s.model.vocab_size)
-    network = estimate._real(c, torch.device("cpu"))
+    network = estimate.real(c, torch.device("cpu"))
     network.checkpointing = s.run.grad_cp
     adam = optimiser.adamw(network, c, s.optimiser)
     for _ in range(2):

@@ -7,26 +7,22 @@ would keep of them is added up. Working space alone is a measured factor. B sequ
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from rookery import tokenizer, weights
-from rookery.architecture import Config, version
+from rookery.architecture import Config
 from rookery.backends.torch import Network
 from rookery.errors import InputError
 from rookery.train import optimiser, shape
 from rookery.train.config import Settings
+from rookery.train.count import WIDE, device_of, fake, free_bytes, in_bytes, parameters, short, timed, wkv_flops
 from rookery.train.loss import LOGITS, loss_of
 from rookery.train.report import duration
 
-WIDE = 4  # bytes of a float32
 COPIES_OF_LOGITS = 5  # the logits, their logarithm, its gradient, L2Wrap's, and their sum
 WORKING = {"cpu": 0.3, "cuda": 1.5}  # what a block's backward pass needs at a time, in activations of a block
 # glibc keeps freed pieces below 32 MB, and more of them where blocks come and go twice: resident over used, measured.
@@ -74,7 +70,7 @@ class Estimate:
         return asdict(self) | {"parameters_total": sum(self.parameters.values())}
 
     def text(self) -> str:
-        parts = ", ".join(f"{name} {_short(n)}" for name, n in self.parameters.items() if n)
+        parts = ", ".join(f"{name} {short(n)}" for name, n in self.parameters.items() if n)
         memory = {name: getattr(self, name) for name in ("weights", "gradients", "moments")}
         memory |= {name: getattr(self, name) for name in ("activations", "logits", "working")}
         spread = "" if self.world == 1 else f", {self.world} processes, {self.strategy}"
@@ -82,10 +78,10 @@ class Estimate:
             self.model,
             f"parameters   {sum(self.parameters.values()):,} ({parts})",
             f"arithmetic   {self.flops_per_token / 1e6:,.1f} MFLOP a token, forwards and backwards",
-            f"memory       {_bytes(self.total)} in one process at its worst moment, besides torch's own",
+            f"memory       {in_bytes(self.total)} in one process at its worst moment, besides torch's own",
             f"             {self.micro_batch} x {self.ctx_len} tokens at a time, {self.precision}, "
             f"activation checkpointing {'on' if self.checkpointing else 'off (grad_cp=true turns it on)'}{spread}",
-            "             " + ", ".join(f"{name} {_bytes(n)}" for name, n in memory.items()),
+            "             " + ", ".join(f"{name} {in_bytes(n)}" for name, n in memory.items()),
             f"steps        {self.steps:,} of {self.tokens_per_step:,} tokens",
         ]
         if self.pace:
@@ -104,10 +100,10 @@ def dry_run(settings: Settings) -> Estimate:
     else:
         config = shape.config(settings, m.vocab_size or tokenizer.load(settings.data.tokenizer).vocab_size)
     found = estimate(config, settings, int(os.environ.get("WORLD_SIZE", 1)))
-    device = _device(settings)
-    free = _free(device)
+    device = device_of(settings.run.device)
+    free = free_bytes(device)
     if free is not None and found.total > 0.8 * free:
-        return replace(found, unmeasured=f"{_bytes(free)} are free on {device}")
+        return replace(found, unmeasured=f"{in_bytes(free)} are free on {device}")
     return replace(found, pace=measure(config, settings, found.world))
 
 
@@ -116,12 +112,12 @@ def estimate(config: Config, settings: Settings, world: int = 1) -> Estimate:
     r = settings.run
     micro, _ = _micro(settings, world)
     strategy = "one" if world == 1 else "ddp" if r.strategy == "auto" else r.strategy
-    numbers = _parameters(config)
+    numbers = parameters(config)
     matrices = sum(numbers[kind] for kind in ("head", "att", "ffn", "lora"))
     return Estimate(
         model=f"{config.name}, {config.n_layer} layers x {config.n_embd}, {config.n_vocab:,} tokens",
         parameters=numbers,
-        flops_per_token=(4 if r.grad_cp else 3) * (2 * matrices + _wkv_flops(config)),
+        flops_per_token=(4 if r.grad_cp else 3) * (2 * matrices + wkv_flops(config)),
         steps=settings.steps,
         tokens_per_step=settings.tokens_a_step,
         world=world,
@@ -136,7 +132,7 @@ def estimate(config: Config, settings: Settings, world: int = 1) -> Estimate:
 
 def _memory(config: Config, s: Settings, numbers: dict[str, int], world: int, strategy: str) -> dict[str, Any]:
     """The fields of Estimate that are bytes."""
-    device, (micro, pieces) = _device(s).type, _micro(s, world)
+    device, (micro, pieces) = device_of(s.run.device).type, _micro(s, world)
     rows, count = micro * s.data.ctx_len, sum(numbers.values())
     boundary = rows * config.n_embd * WIDE
     first, each = _activations(config, micro, s.data.ctx_len, s.run.precision == "bf16")
@@ -168,13 +164,13 @@ def measure(config: Config, settings: Settings, world: int = 1, seconds: float =
 
     Where one micro batch would take longer, a part of its sequences stands for it.
     """
-    run, device = settings.run, _device(settings)
+    run, device = settings.run, device_of(settings.run.device)
     micro, pieces = _micro(settings, world)
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.set_float32_matmul_precision(run.matmul)
     torch.set_flush_denormal(True)
-    network = _real(config, device)
+    network = real(config, device)
     network.checkpointing = run.grad_cp
     adam = optimiser.adamw(network, config, settings.optimiser)
 
@@ -187,13 +183,13 @@ def measure(config: Config, settings: Settings, world: int = 1, seconds: float =
             )
         torch.autograd.backward(loss)
 
-    _timed(lambda: pass_of(1), device)  # the first call of anything is slow
-    alone = _timed(lambda: pass_of(1), device)
+    timed(lambda: pass_of(1), device)  # the first call of anything is slow
+    alone = timed(lambda: pass_of(1), device)
     sequences = max(1, min(micro, int(seconds / 2 / alone)))
     repeats = max(1, min(20, int(seconds / (alone * sequences))))
-    passes = min(_timed(lambda: pass_of(sequences), device) for _ in range(repeats)) * micro / sequences
+    passes = min(timed(lambda: pass_of(sequences), device) for _ in range(repeats)) * micro / sequences
     adam.step()
-    step = _timed(adam.step, device)
+    step = timed(adam.step, device)
     whole = pieces * passes + step
     return Pace(passes, step, settings.tokens_a_step / whole, settings.steps * whole)
 
@@ -207,25 +203,10 @@ def _micro(settings: Settings, world: int) -> tuple[int, int]:
     return micro, -(-share // micro)
 
 
-def _parameters(config: Config) -> dict[str, int]:
-    """Numbers by kind."""
-    kinds = dict.fromkeys(("embedding", "head", "att", "ffn", "lora", "vector", "state"), 0)
-    for p in version(config).params(config):
-        if not p.optional:
-            kinds[p.kind] += prod(p.shape)
-    return kinds
-
-
-def _wkv_flops(config: Config) -> int:
-    """Of one token through all layers, forwards, as a recurrence: decay, products with the state, outer products."""
-    per_channel = {"4": 10, "7": 9 * config.head_size}.get(config.version, 5 * config.head_size)
-    return config.n_layer * config.n_embd * per_channel
-
-
 def _activations(config: Config, sequences: int, length: int, narrow: bool) -> tuple[int, int]:
     """Bytes that autograd keeps: of all but the later layers, and of one later layer."""
     two = replace(config, n_layer=2)
-    with _fake():
+    with fake():
         network = Network.fresh(two)
         base, longer, wider = (_kept(network, b, t, narrow) for b, t in ((1, SAMPLE), (1, 2 * SAMPLE), (2, SAMPLE)))
     out = []
@@ -262,48 +243,12 @@ def _kept(network: Network, sequences: int, length: int, narrow: bool) -> tuple[
     return marks[0], marks[1]
 
 
-def _fake() -> Any:
-    from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to run code on sizes alone
-
-    return FakeTensorMode()
-
-
-def _real(config: Config, device: torch.device) -> Network:
+def real(config: Config, device: torch.device) -> Network:
     """A network of small random numbers, which take no time to make: the recipe's orthogonal ones do."""
-    with _fake():
+    with fake():
         network = Network.fresh(config)
     for name, p in list(network.named_parameters()):
         home, _, leaf = name.rpartition(".")
         value = torch.empty(tuple(p.shape), device=device).normal_(0, 0.02)
         network.get_submodule(home)._parameters[leaf] = nn.Parameter(value)
     return network
-
-
-def _device(settings: Settings) -> torch.device:
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if settings.run.device == "auto" else settings.run.device)
-
-
-def _free(device: torch.device) -> int | None:
-    """Bytes that a new process may have on `device`, where the system says so."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError, StopIteration), open("/proc/meminfo") as file:
-        return 1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1])
-    return None
-
-
-def _timed(do: Callable[[], Any], device: torch.device) -> float:
-    begin = time.perf_counter()
-    do()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def _short(n: int) -> str:
-    return f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n:,}"
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n:,} bytes"
