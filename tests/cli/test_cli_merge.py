@@ -12,7 +12,7 @@ from terminal import MODEL, check_mistake
 
 import rookery as package
 import tolerances
-from rookery import weights
+from rookery import formats, weights
 from rookery.formats.tensor import Array, Tensor
 from rookery.weights import Weights, adapters
 from rookery.weights.adapters import Adapter, LowRank, Whole, blocks, file
@@ -54,22 +54,26 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("out", TARGETS)
-@pytest.mark.parametrize("base", [MODEL, "gosling"])
-def test_exact_in_every_format(rookery: Any, tmp_path: Path, base: str, out: str) -> None:
+@pytest.mark.parametrize("model", ["v4", "v5.0", "v5.2", "v6", "v7", "gosling", "packed"])
+def test_exact_in_every_format(rookery: Any, tmp_path: Path, model: str, out: str) -> None:
+    base: Path | str = model if model == "gosling" else FIXTURES / f"{model}.safetensors"
+    if model == "packed":
+        base = tmp_path / "packed.safetensors"
+        rookery("quantize", "gosling", base, "--packed")
     before, target = weights.load(base), tmp_path / out
     path = adapter(tmp_path / "a.safetensors", before)
     to = ["--to", "hf"] if out == "folder" else []
     code, said, err = rookery("merge", base, path, target, *to)
     assert (code, err) == (0, "")
     assert said.startswith(f"wrote {target}: ")
-    assert "changed tensors: 3 f32" in said
+    assert f"changed tensors: {3 if MIX in before.tensors else 2} f32" in said
     after, wanted = weights.load(target), adapters.merged(before, adapters.load(path))
     assert set(after.tensors) >= {p.name for p in before.params if not p.optional}
     for name, tensor in after.tensors.items():
         assert same(tensor, wanted.tensors[name]), name
         if name in (KEY, FFN):
             assert tensor.dtype == "f32"
-    assert {t.dtype for t in after.tensors.values()} >= ({"q8_0"} if (base, out) == ("gosling", "out.gguf") else set())
+    assert {t.dtype for t in after.tensors.values()} >= ({"q8_0"} if (model, out) == ("gosling", "out.gguf") else set())
     beside = adapters.beside(before, adapters.load(path))
     assert np.abs(logits(target) - logits(beside)).max() < tolerances.ADAPTER_MERGED
     assert after.lineage == beside.lineage != before.lineage
@@ -199,3 +203,16 @@ def test_a_number_beyond_the_type(rookery: Any, tmp_path: Path) -> None:
     result = rookery("merge", MODEL, tmp_path / "a.safetensors", tmp_path / "out.pth", "--dtype", "f16")
     check_mistake(result, KEY, "does not fit f16", "bf16 holds it")
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_foreign_lora_needs_its_alpha(rookery: Any, tmp_path: Path) -> None:
+    base, target = weights.load(MODEL), tmp_path / "out.pth"
+    made = adapters.load(adapter(tmp_path / "a.safetensors", base))  # of scale 2 and rank 4
+    made.parts.pop(MIX)
+    adapters.write(made, tmp_path / "ours.pth", "pth")
+    formats.write(tmp_path / "rwkv-1.pth", formats.read(tmp_path / "ours.pth").tensors)  # says nothing of itself
+    check_mistake(rookery("merge", MODEL, tmp_path / "rwkv-1.pth", target), "rwkv-1.pth", "alpha")
+    assert rookery("merge", MODEL, tmp_path / "rwkv-1.pth", target, "--alpha", "8").code == 0
+    assert np.array_equal(
+        weights.load(target).tensors[KEY].float32(), made.parts[KEY].changed(base.tensors[KEY].float32())
+    )

@@ -33,6 +33,7 @@ def tuned(folder: Path, model: str, kind: str, *more: str) -> Tuner:
 @pytest.mark.parametrize(
     ("model", "more"),
     [("gosling", ["targets=['att']"]), (str(FIXTURE), ["tokenizer=bytes", "template=plain", "method=dora"])],
+    ids=["gosling", "v6"],
 )
 def test_merged_is_as_trained(tmp_path: Path, model: str, more: list[str], kind: str) -> None:
     """gosling lies in blocks itself, and only half of its rounded matrices are adapted."""
