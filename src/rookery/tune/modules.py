@@ -30,10 +30,10 @@ class Adapted(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def weight(self) -> Tensor:
-        """The frozen W [O,I], float32."""
+        """The frozen W [O,I], float32 or wider."""
         made = getattr(self.base, "dequantised", None)
         frozen: Tensor = self.base.weight if made is None else made()  # type: ignore[assignment]
-        return frozen.detach().float()
+        return frozen.detach().to(torch.promote_types(frozen.dtype, torch.float32))
 
     def changed(self) -> Tensor:
         """[O,I] with what is trained, differentiable."""

@@ -1,0 +1,186 @@
+"""A tuning run: what it learns, what it writes, and that a step depends on neither its cut nor a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import rookery
+import tolerances
+from rookery import weights
+from rookery.errors import InputError
+from rookery.train import report
+from rookery.tune import config
+from rookery.tune.tuner import Tuner
+from rookery.weights import adapters
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ROWS = [
+    *({"prompt": f"What comes after {n}?", "completion": f"{n + 1} comes."} for n in range(12)),
+    {"prompt": "Count.", "completion": "one two three four five six seven eight nine ten eleven twelve"},
+]
+Make = Callable[..., Tuner]
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The trainer sets these for its whole process; and the plot is another test's affair."""
+    monkeypatch.setattr(report, "plot", lambda *_: None)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """`make("method=dora", ...)`: a tuner of the tiny run with these settings on top."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def made(*overrides: str) -> Tuner:
+        settings = [
+            f"train={file}", f"validation={file}", f"out={tmp_path / 'run'}", "tokenizer=bytes", "ctx_len=128",
+            f"load_model={FIXTURES / 'v7.safetensors'}", "steps=8", "batch=4", "warmup_steps=1", "rank=4", "threads=1",
+            "matmul=highest", "device=cpu", "save_every=3", "lr_init=0.01", "template=raven",
+        ]  # fmt: skip
+        return Tuner(config.load(None, [*settings, *overrides]), live=False)
+
+    return made
+
+
+def logits_of(tuner: Tuner, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return tuner.network(torch.tensor([ids]))[0][0].numpy()
+
+
+IDS = list(b"User: What comes after 3?\n\nAssistant:")
+
+
+@pytest.mark.parametrize("method", [m for m in config.METHODS if m != "full"])
+def test_each_method_learns_and_leaves_a_file_that_runs(make: Make, method: str) -> None:
+    tuner = make(f"method={method}", f"lr_init={0.3 if method == 'state' else 0.01}")
+    frozen = {n: p.detach().clone() for n, p in tuner.network.named_parameters() if not p.requires_grad}
+    path = tuner.run()
+    assert path == tuner.out / ("state.safetensors" if method == "state" else "adapter.safetensors")
+    before, after = tuner.losses()
+    assert before is not None
+    assert after is not None
+    assert after < before - 0.05
+    assert all((p == frozen[n]).all() for n, p in tuner.network.named_parameters() if n in frozen)
+    here = logits_of(tuner, IDS)
+    base = FIXTURES / "v7.safetensors"
+    if method == "state":
+        model = rookery.load(base, backend="reference")
+        there, _ = model.forward(IDS, rookery.State.load(path, model), every=True)
+    else:
+        read = adapters.load(path)
+        read.check(weights.load(base))
+        assert (read.method, read.metadata["rookery.steps"], read.metadata["rookery.tokenizer"]) == (
+            method,
+            "8",
+            "bytes",
+        )
+        model = rookery.load(base, backend="reference", adapter=path)
+        there, _ = model.forward(IDS, every=True)
+    assert np.abs(here - there).max() < tolerances.LOGITS_TEXT
+
+
+def test_a_whole_model(make: Make) -> None:
+    tuner = make("method=full", "lr_init=0.001", "dtype=f32")
+    path = tuner.run()
+    assert path == tuner.out / "model.safetensors"
+    model = rookery.load(path, backend="reference")
+    assert np.abs(model.forward(IDS, every=True)[0] - logits_of(tuner, IDS)).max() < tolerances.LOGITS_TEXT
+    assert model.weights.lineage != weights.load(FIXTURES / "v7.safetensors").lineage
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "dora", "state"])
+def test_resumed_is_uninterrupted(make: Make, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = [f"method={method}", *(["dropout=0.1"] if method == "lora" else [])]
+    whole = make(*more, f"out={tmp_path / 'whole'}").run()
+    first = make(*more)
+
+    def step() -> tuple[float, float]:
+        if first.done == 5:
+            raise RuntimeError("the power is gone")
+        return Tuner.step(first)
+
+    monkeypatch.setattr(first, "step", step)
+    with pytest.raises(RuntimeError, match="power"):  # the checkpoint is of step 3
+        first.run()
+    again = make(*more)
+    path = again.run()
+    assert whole is not None
+    assert path is not None
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("cut", ["micro_batch=1", "micro_batch=2", "slice=16"])
+@pytest.mark.parametrize("packing", ["packing=true", "packing=false"])
+def test_a_step_does_not_depend_on_its_cut(make: Make, cut: str, packing: str, tmp_path: Path) -> None:
+    """Rows have unlike numbers of trained tokens: each token counts alike, not each micro batch."""
+    steps = []
+    for i, more in enumerate(([], [cut])):
+        tuner = make(packing, *more, f"out={tmp_path / str(i)}")
+        tuner.resume()
+        steps.append([tuner.step() for _ in range(2)])
+    assert np.allclose(*steps, rtol=tolerances.LOSS_SPLIT)
+
+
+def test_the_loss_is_the_mean_over_what_is_trained(make: Make) -> None:
+    tuner = make("packing=false")
+    tokens, targets, share = tuner.data.batch(0)
+    with torch.no_grad():
+        logits, _ = tuner.network(tokens)
+        each = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
+    loss, _ = tuner.step()
+    assert (share > 0).sum() < share.numel()
+    assert loss == pytest.approx(float(each[share > 0].mean()), rel=1e-5)
+
+
+def test_another_run_in_the_folder(make: Make) -> None:
+    make("steps=3").run()
+    with pytest.raises(InputError, match=r"another run: adapter\.rank was 4 and is 5"):
+        make("rank=5").run()
+    with pytest.raises(InputError, match=r"another run: model\.base"):
+        make(f"load_model={FIXTURES / 'v6.safetensors'}").run()
+
+
+def test_the_rate_of_every_step(make: Make) -> None:
+    tuner = make("steps=12", "warmup_steps=2", "lr_init=0.01", "lr_final=0.001")
+    rates = [tuner.rate(step) for step in range(13)]
+    assert rates[0] == pytest.approx(0.01 / 3)
+    assert rates[2] == pytest.approx(0.01)
+    assert rates[7] == pytest.approx(0.0055)
+    assert rates[12] == pytest.approx(0.001)
+    assert make("lr_init=0", "method=state").settings.optimiser.lr_init == config.RATES["state"]
+
+
+def test_epochs_say_how_many_steps(make: Make) -> None:
+    tuner = make("steps=0", "epochs=2.5", "packing=false")
+    assert tuner.settings.steps == 10  # 13 rows are 4 steps of 4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method=lara", "lora, rslora"),
+        ("rank=0", "1 or more"),
+        ("quant=fp4", "none, int8 or nf4"),
+        ("targets=atention", "means no tensor"),
+        ("hold_out=0.9", "0 to 0.5"),
+        ("lora_parts=att,foo", "parts are att, ffn"),
+        ("rnk=3", "the nearest name is rank"),
+    ],
+)
+def test_settings_that_cannot_be(make: Make, override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make(override)
