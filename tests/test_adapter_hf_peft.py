@@ -141,6 +141,24 @@ def test_of_every_version(name: str, tmp_path: Path) -> None:
     assert {name.split(".", 2)[-1] for name in found.parts} == {*(f"{x}.weight" for x in LINEARS[:-1]), "weight"}
 
 
+def test_over_transformers_own_model_and_its_names(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    weights.convert(FIXTURES / "v4.safetensors", tmp_path / "model", to="hf")
+    model = transformers.RwkvForCausalLM.from_pretrained(tmp_path / "model")
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=5))  # at the places that peft knows for RWKV
+    generator = torch.Generator().manual_seed(7)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    theirs.eval().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([TOKENS])).logits[0].numpy()
+    base, found = weights.load(tmp_path / "model"), adapters.load(tmp_path / "adapter")
+    assert found.metadata["rookery.base.name"] == str(tmp_path / "model")
+    assert "blocks.1.ffn.receptance.weight" in found.parts
+    check_equal(ours(adapters.merged(base, found)), wanted, ours(base))
+
+
 def test_a_planted_scale_is_seen(base: weights.Weights, tmp_path: Path) -> None:
     """The bar is narrow: an alpha off by one part in a hundred does not pass it."""
     theirs = trained(base, "lora")

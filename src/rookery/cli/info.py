@@ -23,7 +23,7 @@ CLASSES = {
 
 
 def parser() -> options.Parser:
-    made = options.Parser("rookery info", "[options] [FILE]", "Say what a model file is and holds.")
+    made = options.Parser("rookery info", "[options] [FILE]", "Say what a model file, or an adapter, is and holds.")
     made.add_argument(
         "file",
         nargs="?",
@@ -40,7 +40,11 @@ def parser() -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     from rookery import formats, weights
+    from rookery.cli import info_adapter
+    from rookery.weights import adapters
 
+    if adapters.is_one(args.file):
+        return info_adapter.run(args.file, args.json)
     with Job(f"reading {args.file}"):
         model = weights.load(args.file)
         size = formats.size(model.path)

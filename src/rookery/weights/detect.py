@@ -10,10 +10,14 @@ _SAID = {"rwkv": "4", "rwkv5": "5", "rwkv6": "6", "rwkv7": "7"}  # the version b
 
 _HYBRID = "a Qwen-RWKV hybrid (RWKV in place of a Qwen's attention), which Rookery does not run"
 
+_REMEDY = "(give it as --adapter beside its base, or `rookery merge` them)"
+
 # (a part of a tensor name, what has it): the first that fits names the stranger
 _STRANGERS = (
-    (".lora_A", "a LoRA adapter (merge it into its base first)"),
-    (".lora_B", "a LoRA adapter (merge it into its base first)"),
+    (".lora_A", f"a LoRA adapter {_REMEDY}"),
+    (".lora_B", f"a LoRA adapter {_REMEDY}"),
+    *((f".{part}", f"a MiSS adapter {_REMEDY}") for part in ("disha", "bone", "miss_block")),
+    *((part, f"an adapter of Rookery {_REMEDY}") for part in (".weight:", ":value")),
     ("qkv.", "RWKV-7b (DEA), which Rookery does not run yet"),
     ("ffn.s_emb", "RWKV-7a (DeepEmbed), which Rookery does not run yet"),
     ("layers.0.attn.x_proj.0.mu", "an RWKV-6 of the fla library, which Rookery does not read: take its .pth"),
@@ -45,9 +49,9 @@ def major(names: Iterable[str], path: str, said: object = None) -> str:
     if looks is None and "blocks.0.att.key.weight" in names:
         looks = "a part of an RWKV, without emb.weight or head.weight"
     if looks is None and names and all(n.endswith(".time_state") for n in names):
-        looks = "a tuned RWKV state without its model"
+        looks = "a tuned RWKV state without its model (give it as --state beside it)"
     if looks is None and any(n.startswith("layers.") and n.endswith("att_shift") for n in names):
-        looks = "a saved state (open it with rookery.State.load)"
+        looks = "a saved state (give it as --state beside its model, or open it with rookery.State.load)"
     some = f"tensors: {', '.join(names[:3]) or 'none at all'}, ..."
     if said is not None:
         some = f"model_type {str(said)[:40]!r}; {some}"

@@ -51,11 +51,11 @@ def load(
     raise AdapterError(f"{found.path}: not an adapter; wanted Rookery's, a .pth of RWKV-PEFT or a folder of peft")
 
 
-def write(adapter: Adapter, path: str | os.PathLike[str], to: str | None = None) -> None:
-    """Write an adapter as "rookery" (our safetensors), "pth" (RWKV-PEFT) or "hf" (a folder for peft).
+def write(adapter: Adapter, path: str | os.PathLike[str], to: str | None = None, force: bool = False) -> None:
+    """Write an adapter as "rookery" (our safetensors), "pth" (RWKV-PEFT) or "hf" (a new folder for peft).
 
-    By default the suffix says which: .pth, and ours for all others. Raises AdapterError where that form has no place
-    for it, CannotWrite.
+    By default the suffix says which: .pth, and ours for all others. `force` overwrites an init_pissa.pth, which a PiSSA
+    has beside its .pth. Raises AdapterError where that form has no place for the adapter, CannotWrite.
     """
     from rookery.weights.adapters import file, peft_folder_write, peft_pth
 
@@ -63,7 +63,7 @@ def write(adapter: Adapter, path: str | os.PathLike[str], to: str | None = None)
     if to == "hf":
         peft_folder_write.write(path, adapter)
     elif to == "pth":
-        peft_pth.write(path, adapter)
+        peft_pth.write(path, adapter, force)
     elif to in ("rookery", "safetensors"):
         file.write(path, adapter)
     else:

@@ -12,7 +12,7 @@ from rookery.errors import AdapterError
 from rookery.formats.raw import brief
 from rookery.formats.tensor import Array, Tensor
 from rookery.weights.adapters.adapter import Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
-from rookery.weights.adapters.file import FINGERPRINT, LINEAGE, QUANT
+from rookery.weights.adapters.file import FINGERPRINT, KIND, LINEAGE, METHOD, QUANT, SCALES
 
 ALPHA = "rookery.alpha"
 METHODS: dict[type[Part], str] = {LowRank: "lora", Dora: "dora", Pissa: "pissa", Miss: "miss", Bat: "bat"}
@@ -61,7 +61,9 @@ def main_kind(adapter: Adapter, path: str) -> type[Part] | None:
 
 def story(adapter: Adapter) -> dict[str, str]:
     """What the form has no place for, as metadata that other programs pass over."""
-    said = {QUANT: adapter.quant} if adapter.quant != "none" else {}
+    ours = {key: value for key, value in adapter.metadata.items() if key.startswith("rookery.")}
+    said = {key: value for key, value in ours.items() if key not in (KIND, METHOD, SCALES, ALPHA)}
+    said |= {QUANT: adapter.quant} if adapter.quant != "none" else {}
     if adapter.base_fingerprint and adapter.base_lineage:
         said |= {FINGERPRINT: adapter.base_fingerprint, LINEAGE: adapter.base_lineage}
     return said

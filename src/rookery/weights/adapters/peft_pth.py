@@ -38,6 +38,11 @@ def is_one(file: formats.File) -> bool:
     return any(name.rpartition(".")[2] in LEAVES for name in file.tensors)
 
 
+def wants_alpha(file: formats.File) -> bool:
+    """Whether it has LoRA pairs, and does not hold their alpha."""
+    return foreign.ALPHA not in file.metadata and any(name.endswith(".lora_A") for name in file.tensors)
+
+
 def of_file(file: formats.File, alpha: float | None = None, init: formats.PathLike | None = None) -> Adapter:
     """The adapter in a file. `alpha`: of a LoRA; `init`: the init_pissa.pth of a PiSSA. Raises AdapterError."""
     path = file.path
@@ -64,8 +69,8 @@ def of_file(file: formats.File, alpha: float | None = None, init: formats.PathLi
     return foreign.told(path, parts, method, file.metadata)
 
 
-def write(path: str | os.PathLike[str], adapter: Adapter) -> None:
-    """Write `adapter` as RWKV-PEFT does, float32; of a PiSSA also init_pissa.pth, beside it.
+def write(path: str | os.PathLike[str], adapter: Adapter, force: bool = False) -> None:
+    """Write `adapter` as RWKV-PEFT does, float32; of a PiSSA also init_pissa.pth, beside it (over one with `force`).
 
     A LoRA's alpha, for which there is no place, is left in a record that other programs pass over.
     Raises AdapterError for what the form cannot hold: DoRA, and parts of several methods, ranks or scales; CannotWrite.
@@ -95,8 +100,10 @@ def write(path: str | os.PathLike[str], adapter: Adapter) -> None:
         said[foreign.ALPHA] = repr(foreign.one(adapter, path, "alpha", alphas, f"{OTHER_FORMS} holds them all"))
     if init:
         beside = os.path.join(os.path.dirname(path), INIT)
-        if os.path.lexists(beside):
-            raise CannotWrite(beside, "exists already, and is where the first matrices of the PiSSA belong; move it")
+        if os.path.lexists(beside) and not force:
+            raise CannotWrite(
+                beside, "exists already, and is where the first matrices of the PiSSA go; --force overwrites it"
+            )
         formats.write(beside, init, format="pth")
     formats.write(path, tensors, said, format="pth")
 
