@@ -248,6 +248,19 @@ def test_validation_files_are_held_out(tmp_path: Path) -> None:
     assert not list(data(tmp_path, Given(files[0])).held_out())
 
 
+@pytest.mark.parametrize(("limit", "rows"), [(0, 40), (320, 40), (160, 20), (1, 1)])
+def test_not_more_is_held_out_than_asked_for(tmp_path: Path, limit: int, rows: int) -> None:
+    same = [{"prompt": f"{n}", "completion": "same"} for n in range(10, 50)]  # 8 tokens each
+    files = write(tmp_path / "rows.jsonl", *pairs(3)), write(tmp_path / "held.jsonl", *same)
+    made = data(tmp_path, Given(*files, packing=False))
+    found = list(made.held_out(limit))
+    assert sum(len(batch[0]) for batch in found) == rows
+    assert sum(float(batch[2].double().sum()) for batch in found) == pytest.approx(1, abs=1e-6)
+    assert [batch[0].tolist() for batch in made.held_out(limit)] == [batch[0].tolist() for batch in found]
+    seen = torch.cat([batch[0] for batch in found])
+    assert len(set(map(tuple, seen.tolist()))) == rows
+
+
 # states that do not begin empty
 
 

@@ -91,12 +91,19 @@ class TuneData:
         epoch, at = divmod(sample - 1, len(self.train))
         return self._order(len(self.train), self.seed, epoch)[at]
 
-    def held_out(self) -> Iterator[list[Tensor]]:
-        """The held-out rows in their order, as lists like `batch`'s; all their weights sum to 1."""
-        rows, size = self._held, self.batch_rows
-        for first in range(0, len(rows), size):
-            some = range(first, min(first + size, len(rows)))
-            yield self._tensors(rows, some, some, total=int(rows.targets.sum()))
+    def held_out(self, limit: int = 0) -> Iterator[list[Tensor]]:
+        """The held-out rows in their order, as lists like `batch`'s; all their weights sum to 1.
+
+        Where they have more tokens than `limit` (0: no limit), as many as that allows from all over them, always the
+        same ones.
+        """
+        rows, count, tokens = self._held, len(self._held), self._held.tokens
+        most = count if not limit or tokens <= limit else max(1, count * limit // tokens)
+        chosen = [n * count // most for n in range(most)]
+        total = int(rows.targets[chosen].sum()) if chosen else 0
+        for first in range(0, most, self.batch_rows):
+            some = chosen[first : first + self.batch_rows]
+            yield self._tensors(rows, some, some, total)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Steps of `batch` rows until every row was read; the last one begins the next epoch where they do not fit."""
@@ -152,7 +159,8 @@ class _Rows:
         self._rows = packing.packed(lengths, ctx_len, seed) if pack else packing.single(len(lengths))
         self.targets = np.array([self._windows.targets[row].sum() for row in self._rows], np.int64)
         self.cut, self.left_out = self._windows.cut, self._windows.left_out
-        self.longest = max(map(self.length, range(len(self))), default=0)
+        sizes = [self.length(row) for row in range(len(self))]
+        self.longest, self.tokens = max(sizes, default=0), sum(sizes)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -11,25 +11,37 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from rookery import tokenizer
+from rookery.chat.template import Template
 from rookery.errors import DamagedFile, InputError, TemplateError
 from rookery.formats.atomic import atomic_write
 from rookery.formats.raw import map_file
+from rookery.tokenizer import Tokenizer
 from rookery.train import binidx, texts
 from rookery.train.texts import Piece
-from rookery.tune.examples import Writer
+from rookery.tune.examples import Example
 
 FORM = 1  # of what is written; another number makes it anew
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 Coded = tuple[Array, Array]  # ids [n] and bool [n]
+
+
+class Writer(Protocol):
+    """Makes documents of rows; `mask` tells one that makes others, see `examples.Writer`."""
+
+    tokenizer: Tokenizer
+    template: Template
+    mask: str
+
+    def of_json(self, row: Any, fields: Sequence[str] = ()) -> list[Example]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ def _chosen(data: bytes, share: float) -> bool:
     return crc32(data) < share * 2**32
 
 
-def _items(path: Path, known: tokenizer.Tokenizer) -> Iterator[Coded]:
+def _items(path: Path, known: Tokenizer) -> Iterator[Coded]:
     file = binidx.read(path)
     for n in range(len(file)):
         ids = file.item(n)
