@@ -108,7 +108,7 @@ class Tuner(Trainer):
             return Trainee(self.network, self.settings)
         from rookery.tune import objectives
 
-        return objectives.trainee(self.network, self.settings, self.data, self.parallel)
+        return objectives.trainee(self.network, self.settings, self.data, self.parallel, self.weights.fingerprint)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         o = self.settings.optimiser
