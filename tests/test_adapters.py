@@ -200,3 +200,8 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     file.write(tmp_path / "a.safetensors", one)
     with pytest.raises(AdapterError, match="not finite"):
         adapters.load(tmp_path / "a.safetensors")
+
+
+def test_no_adapter_leaves_the_model_what_it_is() -> None:
+    base = load("v7")
+    assert adapters.beside(base) is base

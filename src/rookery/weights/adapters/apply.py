@@ -34,6 +34,8 @@ def beside(weights: Weights, *adapters: Adapter) -> Weights:
     What cannot run beside (embedding, vectors, whole tensors, two parts that do not add up) is merged, and so float32.
     A state of it is not one of the base: fingerprint and lineage say which adapters are there.
     """
+    if not adapters:
+        return weights
     if weights.base is not None:
         return beside(weights.base, *weights.adapted, *adapters)
     kinds = {p.name: p.kind for p in weights.params}
