@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rookery import errors, formats, weights
 from rookery.formats.tensor import Array, Tensor
@@ -433,6 +436,30 @@ def test_wrong_tensors_are_refused(case: str, tmp_path: Path) -> None:
     tensors, match = HOSTILE_TENSORS[case]
     with pytest.raises(errors.AdapterError, match=match):
         adapters.load(folder(tmp_path, tensors))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=9), inner, max_size=2),
+    max_leaves=4,
+)
+SETTINGS = sorted(peft_folder.HARMLESS | peft_folder.READ | {"bias", "fan_in_fan_out", "loftq_config", "x"})
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("fuzz"), pair("blocks.0.att.key"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(SETTINGS), JSON, max_size=3))
+def test_no_config_does_anything_but_load_or_be_refused(theirs: Path, config: dict[str, Any]) -> None:
+    usual = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": True}
+    (theirs / peft_folder.CONFIG).write_text(json.dumps(usual | config))
+    with suppress(errors.RookeryError):
+        part = adapters.load(theirs).parts["blocks.0.att.key.weight"]
+        assert isinstance(part, LowRank)
+        assert np.isfinite(part.scale)
 
 
 def test_a_folder_is_not_trusted_with_paths_or_pickles(tmp_path: Path) -> None:

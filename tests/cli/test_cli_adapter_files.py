@@ -111,7 +111,8 @@ def test_a_state_becomes_a_time_state(rookery: Any, suffix: str, tmp_path: Path)
     again = tmp_path / f"again{suffix}"
     assert rookery("convert", out, again).code == 0
     np.testing.assert_array_equal(State.load(again, model).flat, state.flat)
-    check_mistake(rookery("convert", out, tmp_path / "s.gguf"), "holds no state alone")
+    check_mistake(rookery("convert", out, tmp_path / "s.gguf"), "is written as .pth or .safetensors")
+    check_mistake(rookery("convert", out, tmp_path / "s", "--to", "hf"), "is written as .pth or .safetensors")
     state.layer(0).att_shift[...] = 1
     state.save(tmp_path / "read.state")
     check_mistake(rookery("convert", tmp_path / "read.state", tmp_path / "b.pth"), "token shifts", "--force")

@@ -36,8 +36,11 @@ def parser() -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     from rookery import formats, weights
+    from rookery.weights.convert import check_target
 
     with Job(f"converting {args.source}"):
+        if args.to != "hf":
+            check_target(args.source, args.target, args.force)
         kind = _kind(args.source)
         if kind != "adapter" and (args.alpha, args.init) != (None, None):
             raise InputError(f"{args.source}: a {kind}; --alpha and --init are for adapters of others")
@@ -72,22 +75,17 @@ def _kind(path: str) -> str:
 
 def _adapter(args: argparse.Namespace) -> None:
     from rookery.weights import adapters
-    from rookery.weights.convert import check_target
 
-    if args.to != "hf":
-        check_target(args.source, args.target, args.force)
     adapters.write(adapters.load(args.source, args.alpha, args.init), args.target, args.to, args.force)
 
 
 def _state(args: argparse.Namespace) -> None:
     from rookery import formats, tuned_state
     from rookery.state import State
-    from rookery.weights.convert import check_target
 
-    check_target(args.source, args.target, args.force)
     file = formats.read(args.source)
     others = tuned_state.is_one(file)
     tensors, said = tuned_state.of_others(file) if others else tuned_state.tensors(State.of_file(file), args.force)
-    if (args.to or formats.suffix_format(args.target)) == "gguf":
-        raise InputError(f"{args.target}: a GGUF holds no state alone; name it .pth or .safetensors")
+    if (args.to or formats.suffix_format(args.target)) in ("gguf", "hf"):
+        raise InputError(f"{args.target}: a state is written as .pth or .safetensors; name it so")
     formats.write(args.target, tensors, said, format=args.to)
