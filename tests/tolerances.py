@@ -175,3 +175,7 @@ GRADIENT_SLICES = 1e-12
 # An adapter beside a float32 base on the native core against the reference and against merged, the bar: the
 # largest difference over the largest logit, float32 sums in another order (measured 2e-6 on the fixtures).
 ADAPTER_BESIDE = 1e-5
+
+# Preference losses and log-probabilities against closed forms and single sequences, float64, relative: rounding of exp
+# and log, sums in another order.
+PREFERENCE = 1e-9
