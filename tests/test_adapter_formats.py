@@ -481,6 +481,22 @@ def test_a_folder_is_not_trusted_with_paths_or_pickles(tmp_path: Path) -> None:
         adapters.load(path)
 
 
+def test_a_model_or_nothing_given_as_an_adapter(base: weights.Weights, tmp_path: Path) -> None:
+    weights.convert(FIXTURES / "v7.safetensors", tmp_path / "model", to="hf")
+    with pytest.raises(errors.AdapterError, match=r"without adapter_config\.json"):
+        adapters.load(tmp_path / "model")
+    with pytest.raises(errors.AdapterError, match="not an adapter; wanted"):
+        adapters.load(FIXTURES / "v7.safetensors")
+    with pytest.raises(errors.MissingFile):
+        adapters.load(tmp_path / "none")
+    assert not adapters.is_one(tmp_path / "model")
+    assert not adapters.is_one(FIXTURES / "v7.safetensors")
+    made = adapter(base, low_rank)
+    for name, to in (("a.pth", "pth"), ("a", "hf"), ("a.safetensors", "rookery")):
+        adapters.write(made, tmp_path / name, to)
+        assert adapters.is_one(tmp_path / name)
+
+
 def test_arguments_for_files_of_others_are_refused_where_the_file_says_it(
     base: weights.Weights, tmp_path: Path
 ) -> None:

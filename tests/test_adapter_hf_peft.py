@@ -141,11 +141,17 @@ def test_of_every_version(name: str, tmp_path: Path) -> None:
     assert {name.split(".", 2)[-1] for name in found.parts} == {*(f"{x}.weight" for x in LINEARS[:-1]), "weight"}
 
 
-def test_over_transformers_own_model_and_its_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["v4", "v7"])
+def test_over_a_transformers_model_and_its_names(name: str, tmp_path: Path) -> None:
+    """v4 is transformers' own class, with its names; v7 is rookery.hf's."""
     transformers = pytest.importorskip("transformers")
-    weights.convert(FIXTURES / "v4.safetensors", tmp_path / "model", to="hf")
-    model = transformers.RwkvForCausalLM.from_pretrained(tmp_path / "model")
-    theirs = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=5))  # at the places that peft knows for RWKV
+    import rookery.hf  # noqa: F401, registers the others
+
+    weights.convert(FIXTURES / f"{name}.safetensors", tmp_path / "model", to="hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert (type(model) is transformers.RwkvForCausalLM) == (name == "v4")
+    targets = ["receptance", "key", "value", "output"]
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets))
     generator = torch.Generator().manual_seed(7)
     for parameter in theirs.parameters():
         if parameter.requires_grad:
@@ -155,7 +161,7 @@ def test_over_transformers_own_model_and_its_names(tmp_path: Path) -> None:
         wanted = theirs(torch.tensor([TOKENS])).logits[0].numpy()
     base, found = weights.load(tmp_path / "model"), adapters.load(tmp_path / "adapter")
     assert found.metadata["rookery.base.name"] == str(tmp_path / "model")
-    assert "blocks.1.ffn.receptance.weight" in found.parts
+    assert "blocks.1.ffn.value.weight" in found.parts
     check_equal(ours(adapters.merged(base, found)), wanted, ours(base))
 
 

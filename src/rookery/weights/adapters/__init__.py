@@ -37,7 +37,7 @@ def load(
     """
     from rookery.weights.adapters import file, peft_folder, peft_pth
 
-    if peft_folder.is_one(path):
+    if os.path.isdir(path):
         if alpha is not None:
             raise AdapterError(f"{os.fspath(path)}: says its own alpha; --alpha (alpha=) is for a .pth of RWKV-PEFT")
         return peft_folder.read(path, init)

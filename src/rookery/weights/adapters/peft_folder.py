@@ -58,9 +58,12 @@ Found = dict[str, dict[str, Array]]  # module -> leaf -> values
 
 
 def is_one(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder with an adapter's config, and no model's."""
-    here = os.path.join(path, CONFIG)
-    return os.path.isdir(path) and os.path.lexists(here) and not os.path.lexists(os.path.join(path, folder.CONFIG))
+    """Whether it is a folder with an adapter's config, and no model's weights."""
+
+    def has(name: str) -> bool:
+        return os.path.lexists(os.path.join(path, name))
+
+    return has(CONFIG) and not any(map(has, folder.WEIGHTS))
 
 
 def read(path: str | os.PathLike[str], init: formats.PathLike | None = None) -> Adapter:
@@ -69,6 +72,8 @@ def read(path: str | os.PathLike[str], init: formats.PathLike | None = None) -> 
     Raises FileError subclasses, and AdapterError.
     """
     path = os.fspath(path)
+    if not os.path.lexists(os.path.join(path, CONFIG)):
+        raise AdapterError(f"{path}: a folder without {CONFIG}; wanted an adapter's")
     config = folder.json_file(path, CONFIG, folder.MAX_JSON)
     kind = config.get("peft_type")
     _check(path, config)
