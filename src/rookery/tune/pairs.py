@@ -28,7 +28,7 @@ from rookery.train.order import samples
 from rookery.tune import documents, packing
 from rookery.tune.data import MULTIPLE, DataSettings, read_back
 from rookery.tune.documents import Documents, Progress
-from rookery.tune.preferences import PairWriter
+from rookery.tune.preferences import WANTED, PairWriter
 
 Array = npt.NDArray[Any]
 
@@ -61,6 +61,8 @@ class PairData:
         self.point: Callable[[list[Tensor], bool], Tensor] | None = None
         _only_json([*data.train, *data.validation])
         self.kind = "labels" if objective == "kto" else "pairs"
+        if data.fields and len(data.fields) != len(WANTED[self.kind]):
+            raise InputError(f"data.fields = {[*data.fields]}: wanted the names of {', '.join(WANTED[self.kind])}")
         writer: Any = PairWriter(tokenizer, template, self.kind)
         made = documents.prepare(folder, data.train, data.validation, writer, data.fields, data.hold_out, progress)
         self.halves = {
