@@ -116,7 +116,9 @@ def test_another_quantisation_of_the_base_is_not_rounded(rookery: Any, tmp_path:
     small, target = tmp_path / "small.gguf", tmp_path / "out.pth"
     path = adapter(tmp_path / "a.safetensors", weights.load("gosling"), quant="nf4")
     rookery("quantize", "gosling", small, "--type", "q5_1")
-    assert rookery("merge", small, path, target).code == 0
+    code, _, err = rookery("merge", small, path, target)
+    assert code == 0
+    assert err == f"rookery: {path} was trained over nf4; {small} lies in q5_1, and was merged as it is\n"
     wanted = adapters.load(path).parts[KEY].changed(weights.load(small).tensors[KEY].float32())
     assert np.array_equal(weights.load(target).tensors[KEY].float32(), wanted)
 

@@ -44,6 +44,7 @@ def test_a_new_word(tmp_path: Path) -> None:
     assert run("quantize", large, small, "--type", "q4_0").code == 0
     assert small.stat().st_size < Path(weights.load("gosling").path).stat().st_size
     assert WORD in asked(small)
+    assert WORD in asked("gosling", "--adapter", adapter)
     assert WORD not in asked("gosling")
     made = weights.load(small)
     assert made.lineage == weights.load(large).lineage != weights.load("gosling").lineage

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections import Counter
 from typing import Any, cast
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         begin = next((one for one in reversed(found) if isinstance(one, dict)), None)
         how = How(args.scale, args.dtype)
         changed = merge(base, adapters, args.target, args.to, how, begin, args.force, progress)
+    _warn(base, adapters)
     written, size = formats.detect(args.target), formats.size(args.target)
     types = dict(Counter(t.dtype for t in (changed | (begin or {})).values()))
     if args.json:
@@ -86,6 +88,17 @@ def _opened(path: str, base: Any, args: argparse.Namespace) -> Any:
             return tuned_state.tensors(State.load(path, model, allow_lineage=True), args.force)[0]
     foreign = {"alpha": args.alpha, "init": args.init}
     return adapters.load(path, **{key: value for key, value in foreign.items() if value is not None})
+
+
+def _warn(base: Any, adapters: list[Any]) -> None:
+    """Of rounding that was not the training's."""
+    from rookery.formats import blocks
+
+    dtype = base.tensors["blocks.0.ffn.key.weight"].dtype
+    for one in adapters:
+        if one.quant != "none" and one.base_fingerprint != base.fingerprint and dtype in blocks.BLOCKS:
+            line = f"{one.path} was trained over {one.quant}; {base.path} lies in {dtype}, and was merged as it is"
+            print(f"rookery: {line}", file=sys.stderr)
 
 
 def _number(text: str) -> float:
