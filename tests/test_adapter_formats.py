@@ -210,7 +210,7 @@ def test_a_wrong_pth_is_refused(case: str, tmp_path: Path) -> None:
     tensors, match = HOSTILE_PTH[case]
     formats.write(tmp_path / "a.pth", tensors)
     with pytest.raises(errors.AdapterError, match=match) as caught:
-        adapters.load(tmp_path / "a.pth", alpha=1)
+        adapters.load(tmp_path / "a.pth", alpha=1 if "lora_A" in str(list(tensors)) else None)
     assert "\n" not in str(caught.value)
 
 
@@ -505,3 +505,8 @@ def test_arguments_for_files_of_others_are_refused_where_the_file_says_it(
     for path in (tmp_path / "a.safetensors", tmp_path / "a"):
         with pytest.raises(errors.AdapterError, match="--alpha"):
             adapters.load(path, alpha=8)
+    adapters.write(adapter(base, miss), tmp_path / "miss.pth")
+    adapters.write(adapter(base, miss), tmp_path / "miss", "hf")
+    for path in (tmp_path / "miss.pth", tmp_path / "miss"):
+        with pytest.raises(errors.AdapterError, match="--init"):
+            adapters.load(path, init=tmp_path / "a")

@@ -85,6 +85,8 @@ def read(path: str | os.PathLike[str], init: formats.PathLike | None = None) -> 
         if init is not None or str(config.get("init_lora_weights")).split("_niter_")[0] in CHANGED_BASE:
             parts = _less(path, parts, init)
         made = _method(parts, config)
+    elif init is not None:
+        raise AdapterError(f"{path}: a MiSS, which began as nothing; --init (init=) is for a PiSSA and its kin")
     else:
         parts, made = _miss(path, config, found, BLOCKS[str(kind)]), "miss"
     for ours, value in whole.items():

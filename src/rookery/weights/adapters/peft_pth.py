@@ -52,10 +52,13 @@ def of_file(file: formats.File, alpha: float | None = None, init: formats.PathLi
             f"{path}: a DoRA of RWKV-LM-RLHF, whose magnitudes (lora_M) are those of columns; Rookery's and Hugging "
             "Face's are of rows, and neither says the other: merge it with RWKV-LM-RLHF"
         )
+    pairs = any("lora_A" in leaves or "lora_B" in leaves for leaves in found.values())
+    if not pairs and (alpha, init) != (None, None):
+        raise AdapterError(f"{path}: has no LoRA pairs; --alpha and --init (alpha=, init=) are for those")
     first = _first(init, found) if init is not None else None
     if first is not None and alpha is not None:
         raise AdapterError(f"{path}: alpha and init say two things: a PiSSA has no alpha, a LoRA no {INIT}; give one")
-    if first is None and any("lora_A" in leaves or "lora_B" in leaves for leaves in found.values()):
+    if first is None and pairs:
         alpha = _alpha(path, alpha, file.metadata)
     parts: dict[str, Part] = {}
     for module, leaves in found.items():
