@@ -35,7 +35,7 @@ CHUNK = 256  # rows of one step: bounds memory, and lets Ctrl-C through
 
 
 def load(
-    path: str | os.PathLike[str] = "gosling",
+    path: str | os.PathLike[str] | Weights = "gosling",
     backend: str = "auto",
     threads: int | None = None,
     device: str | None = None,
@@ -44,8 +44,8 @@ def load(
     group_norm_eps: float | None = None,
     adapter: Adapters = None,
 ) -> Model:
-    """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a
-    Hugging Face folder.
+    """Open a model: "gosling" (the packaged one), a .pth, .safetensors, .gguf or rwkv.cpp .bin file, a Hugging Face
+    folder, or Weights that `weights.load` gave.
 
     `backend`: "native", "reference", "torch", or "auto": native, or the reference where the core is missing or float64
     is wanted. `dtype`: "float32" or "float64" (not native); native's default rounds activations as the file rounded the
@@ -56,7 +56,8 @@ def load(
     tuned for the model, or several, which add up; see `Model.adapted`.
     Raises FileError, ModelError, TokenizerError and BackendError subclasses.
     """
-    weights = _beside(weights_room.load(path, group_norm_eps=group_norm_eps), adapter)
+    opened = path if isinstance(path, Weights) else weights_room.load(path, group_norm_eps=group_norm_eps)
+    weights = _beside(opened, adapter)
     made = tokenizers.load(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
     run = runner(weights, backend, threads=threads, device=device, dtype=dtype)
     return Model(weights, run, made)

@@ -18,7 +18,7 @@ from rookery.server.settings import Settings
 
 
 def settings(*args: str) -> Settings:
-    made: Settings = serve._settings(serve.parser().parse_args(args))
+    made: Settings = serve._settings(serve.parser().parse_args(args), {})
     return made
 
 

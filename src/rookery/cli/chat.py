@@ -6,7 +6,6 @@ import argparse
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from rookery.cli import options
@@ -69,7 +68,7 @@ def parser() -> options.Parser:
     options.add_general(
         made, json="one object for each reply: text, stop_reason, tokens, prompt_tokens, seconds, talk, turn"
     )
-    options.add_model(made)
+    options.add_model(made, state=True)
     options.add_sampling(made, profile=True)
     return made
 
@@ -78,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     terminal = not args.json and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
     _check(args, terminal)
     with Job(f"loading {args.model}"):
-        model = options.load_model(args)
+        model, state = options.load_with_state(args)
     from rookery.cli.chat_shelf import Shelf
 
-    shelf = Shelf(model, args, warn)
+    shelf = Shelf(model, args, warn, state)
     if terminal:
         _talk(shelf, args)
     else:
@@ -123,7 +122,7 @@ def _talk(shelf: Any, args: argparse.Namespace) -> None:
     from rookery.cli.chat_prompt import Prompt, silent_keys
     from rookery.cli.chat_talk import Chat
 
-    chat = Chat(Path(args.model).stem, shelf.start(), shelf, Screen(), args.max_tokens)
+    chat = Chat(options.model_name(args), shelf.start(), shelf, Screen(), args.max_tokens)
     chat.greet()
     print()
     going_on = True

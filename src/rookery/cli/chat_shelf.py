@@ -61,8 +61,9 @@ def warnings_to(say: Callable[[str], None]) -> Iterator[list[Any]]:
 class Shelf:
     """The talks of one model: new ones, kept ones, and those in files. Talks are private, so folders are made 0700."""
 
-    def __init__(self, model: Any, args: argparse.Namespace, warn: Callable[[str], None]) -> None:
-        self.model, self.args = model, args
+    def __init__(self, model: Any, args: argparse.Namespace, warn: Callable[[str], None], state: Any = None) -> None:
+        """state: what new talks begin with; None: the model's own."""
+        self.model, self.args, self.state = model, args, state
         self.home = data_folder()
         self.folder = os.path.join(self.home, "talks")
         self.store = self._open(warn)
@@ -92,7 +93,7 @@ class Shelf:
         args = self.args
         if args.resume is None:
             return self.new(system=args.system, think=args.think, name=args.name)
-        for flag in ("template", "system", "name"):
+        for flag in ("template", "system", "name", "state"):
             if getattr(args, flag) is not None:
                 raise InputError(f"--{flag} is for a new talk; --resume goes on with what the talk has")
         session = self.resume(args.resume)
@@ -107,7 +108,7 @@ class Shelf:
         template = self.args.template
         if template is not None and template.endswith(".jinja"):
             template = os.path.abspath(template)  # the talk may go on in another folder
-        session = Session(self.model, template, store=self.store, seed=self.args.seed, **settings)
+        session = Session(self.model, template, store=self.store, seed=self.args.seed, state=self.state, **settings)
         session.sampling = self._sampling(session.template.sampling)
         return session
 

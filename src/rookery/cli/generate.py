@@ -34,7 +34,7 @@ def parser() -> options.Parser:
     made.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     options.add_limits(made)
     options.add_general(made, json="print one object at the end: text, tokens, stop_reason, timings, model, seed")
-    options.add_model(made)
+    options.add_model(made, state=True)
     options.add_sampling(made)
     return made
 
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     grammar = _grammar(args)
     prompt = _joined(_sources(args))
     with Job(f"loading {args.model}"):
-        model = options.load_model(args)
+        model, state = options.load_with_state(args)
     limits = {"stop": args.stop, "constraint": _constraint(model, grammar)}
     _warn(prompt)
     job = Job("reading the prompt", "tokens")
-    stream = model.stream(prompt, args.max_tokens, sampling, args.seed, progress=job.update, **limits)
+    stream = model.stream(prompt, args.max_tokens, sampling, args.seed, state, progress=job.update, **limits)
     if args.echo and not args.json:
         sys.stdout.write(prompt)
     pieces, interrupted = [""], False
@@ -170,6 +170,8 @@ def _patiently(job: Job, stream: Any) -> Iterator[str]:
 def _report(args: argparse.Namespace, model: Any, prompt: str, stream: Any, text: str) -> dict[str, Any]:
     return {
         "model": args.model,
+        **({"adapter": args.adapter} if args.adapter else {}),
+        **({"state": args.state} if args.state else {}),
         "backend": model.backend,
         **({"prompt": prompt} if args.echo else {}),
         "text": text,

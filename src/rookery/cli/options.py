@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from rookery.errors import InputError
@@ -90,8 +92,10 @@ def add_general(parser: Parser, json: str = "") -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_model(parser: Parser, threads: Any = None) -> None:
-    """What to run and how: the arguments of rookery.load. `threads`: the type of -t where it is not one number."""
+def add_model(parser: Parser, threads: Any = None, state: bool = False, ids: bool = False) -> None:
+    """What to run and how: the arguments of rookery.load. `threads`: the type of -t where it is not one number.
+    `state`: and --state. `ids`: adapters and states may be given model ids of their own.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -124,6 +128,28 @@ def add_model(parser: Parser, threads: Any = None) -> None:
         metavar="N",
         help="of native (default: one a physical core, at most 16) or torch",
     )
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE" if ids else "FILE",
+        help="run beside the model what was tuned on it: a file of Rookery, a .pth of RWKV-PEFT or a folder of peft; "
+        + ("with a NAME as a model of that id; " if ids else "")
+        + "several add up",
+    )
+    group.add_argument(
+        "--alpha", type=float, metavar="X", help="of a LoRA in a .pth of RWKV-PEFT, which does not hold it"
+    )
+    group.add_argument("--init", metavar="FILE", help="of a PiSSA of RWKV-PEFT: what it began as, its init_pissa.pth")
+    if state:
+        group.add_argument(
+            "--state",
+            action="append" if ids else "store",
+            default=[] if ids else None,
+            metavar="[NAME=]FILE" if ids else "FILE",
+            help="begin with this state of the model, tuned or saved, in whichever of its quantisations"
+            + ("; with a NAME as a model of that id" if ids else ""),
+        )
 
 
 def add_limits(parser: Parser) -> None:
@@ -162,15 +188,49 @@ def sampling(args: argparse.Namespace) -> Any:
     return Sampling(**{name: getattr(args, name) for name in SAMPLING})
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The rookery.Model that the flags of `add_model` describe."""
+def load_model(args: argparse.Namespace, others: Iterable[Any] = ()) -> Any:
+    """The rookery.Model that the flags of `add_model` describe. What has to fit it, `others` of its adapters too, is
+    refused before anything is made of its weights.
+    """
     import rookery
+    from rookery import weights
 
+    given = adapters(args, args.adapter)
+    of = weights.load(args.model)
+    for each in others:
+        each.check(of)
     return rookery.load(
-        args.model,
+        of,
+        adapter=given,
         backend=args.backend,
         threads=args.threads,
         device=args.device,
         dtype=args.dtype,
         tokenizer=args.tokenizer,
     )
+
+
+def adapters(args: argparse.Namespace, files: Iterable[str]) -> list[Any]:
+    """The adapters in these files."""
+    if not files:
+        return []
+    from rookery.weights import adapters
+
+    return [adapters.load(file, args.alpha, args.init) for file in files]
+
+
+def load_with_state(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, and the State of --state; None where none is given. Raises StateError for another model's."""
+    if args.state is None:
+        return load_model(args), None
+    from rookery import formats
+    from rookery.state import State
+
+    formats.read(args.state)  # what is no file at all is refused before the model is read
+    model = load_model(args)
+    return model, State.load(args.state, model, allow_lineage=True)
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """What to call the model that the flags describe."""
+    return " + ".join(os.path.splitext(os.path.basename(path))[0] for path in (args.model, *args.adapter))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from rookery.cli import options
 from rookery.cli.main import printable
 from rookery.errors import InputError, MissingExtra
 
+_ID = re.compile(r"([\w.:-]{1,100})=(.+)")  # a model id and a file
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -77,18 +81,24 @@ def parser() -> options.Parser:
     )
     logs.add_argument("--log-level", choices=LEVELS, default="info", metavar="LEVEL", help=f"{', '.join(LEVELS)}")
     options.add_general(made)
-    options.add_model(made)
+    options.add_model(made, state=True, ids=True)
     return made
 
 
 def run(args: argparse.Namespace) -> int:
+    from rookery import formats
+
     run_server = _server()
     if args.hash_key:
         print(_hashed(sys.stdin.readline().strip()))
         return 0
-    settings = _settings(args)
+    args.adapter, adapters = _ids(args.adapter)
+    for text in args.state:  # what is no file at all is refused before the model is read
+        formats.read(_split(text)[1])
+    settings = _settings(args, {name: options.adapters(args, files) for name, files in adapters.items()})
     run_server.log_to_stderr(args.log_level)
-    run_server.serve(settings, lambda: options.load_model(args), warn)
+    named = list(chain.from_iterable(settings.adapters.values()))
+    run_server.serve(settings, lambda: options.load_model(args, named), warn)
     return 0
 
 
@@ -103,10 +113,29 @@ def _server() -> Any:
     return run_server
 
 
-def _settings(args: argparse.Namespace) -> Any:
+def _ids(given: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The files that were given without a NAME, and those with one, by it. A path may have a = in it, too."""
+    plain: list[str] = []
+    named: dict[str, list[str]] = {}
+    for text in given:
+        name, file = _split(text)
+        (plain if name is None else named.setdefault(name, [])).append(file)
+    return plain, named
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    found = _ID.fullmatch(text)
+    return (None, text) if found is None or os.path.exists(text) else (found[1], found[2])
+
+
+def _settings(args: argparse.Namespace, adapters: Mapping[str, Sequence[Any]]) -> Any:
     from rookery.cli.chat_shelf import data_folder
     from rookery.server.settings import Settings
 
+    states, named = _ids(args.state)
+    for name, files in ("all texts", states), *named.items():
+        if len(files) > 1:
+            raise InputError(f"--state {files[1]}: {name} cannot begin with two states; give one, or another NAME=")
     return Settings(
         host=args.host,
         port=args.port,
@@ -114,6 +143,9 @@ def _settings(args: argparse.Namespace) -> Any:
         store=args.store or os.path.join(data_folder(), "serve"),
         half=args.half,
         template=args.chat_template,
+        adapters=adapters,
+        state=states[0] if states else None,
+        states={name: file for name, (file,) in named.items()},
         records=args.records,
         api_key_file=args.api_key_file,
         insecure=args.insecure,
