@@ -316,4 +316,6 @@ def test_a_run_that_went_on_is_the_run_that_did_not_stop(make: Callable[..., Tun
 def test_progress_tells_of_the_reference(make: Callable[..., Tuner]) -> None:
     told: list[tuple[int, int]] = []
     make("dpo", "micro_batch=2", progress=lambda done, total: told.append((done, total)))
-    assert told[-3:] == [(2, 5), (4, 5), (5, 5)]
+    data, (first, second, last) = told[:-3], told[-3:]
+    assert data
+    assert 0 < first[0] < second[0] < last[0] == last[1]

@@ -17,6 +17,7 @@ from rookery.formats.tensor import Tensor as Stored
 from rookery.train.parallel import Parallel
 from rookery.tune.pairs import PairData, Rows
 
+ID = 16  # bytes of a token in both sequences: progress is told in bytes
 LogProbs = Callable[..., Tensor]  # of a batch's tokens, targets, trained [B,2,T] -> sums [B,2]
 
 
@@ -29,19 +30,20 @@ def name(base: str, quant: str, precision: str, data: PairData) -> str:
 def found_or_made(path: Path, data: PairData, of: LogProbs, size: int, parallel: Parallel) -> dict[str, Tensor]:
     """float32 [rows,2] of the training and the held-out rows, from `path` or computed, `size` rows at a time.
 
-    Processes share the work. What was not complete is computed again. Raises CannotWrite.
+    Processes share the work; `data.progress` hears of it. What was not complete is computed again. Raises CannotWrite.
     """
     kept = _read(path, data)
     if not parallel.agree(kept is None) and kept is not None:
         return {half: values.to(data.device) for half, values in kept.items()}
-    made, done, total = {}, 0, sum(len(rows) for rows in data.halves.values())
+    made, done = {}, 0
+    total = ID * sum(rows.length(row) for rows in data.halves.values() for row in range(len(rows)))
     for half, rows in data.halves.items():
         made[half] = torch.zeros(len(rows), 2, device=data.device)
         for some in _batches(rows, size, parallel):
             made[half][some] = of(*rows.tensors(some, data.device)).float()
-            done += len(some)
+            done += ID * sum(map(rows.length, some))
             if data.progress is not None:
-                data.progress(done * parallel.world, total)
+                data.progress(min(total, done * parallel.world), total)
         if parallel.world > 1:
             dist.all_reduce(made[half])
     if parallel.main:

@@ -78,10 +78,11 @@ def _flat(states: States) -> list[Tensor]:
 
 
 def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
-    """From those outputs that have a graph and are given a gradient."""
+    """From those outputs that have a graph and are given a gradient, in the types that the forward pass chose."""
     pairs = [(x, g) for x, g in zip(outputs, gradients, strict=True) if g is not None and x.requires_grad]
-    if pairs:
-        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        if pairs:
+            torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
 
 
 class _Random:
