@@ -162,6 +162,7 @@ def test_the_rate_of_every_step(make: Make) -> None:
     assert rates[7] == pytest.approx(0.0055)
     assert rates[12] == pytest.approx(0.001)
     assert make("lr_init=0", "method=state").settings.optimiser.lr_init == config.RATES["state"]
+    assert make("lr_init=0").settings.optimiser.lr_init == config.RATES["lora"] * config.WIDTH / 12
 
 
 def test_epochs_say_how_many_steps(make: Make) -> None:

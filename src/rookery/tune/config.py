@@ -18,10 +18,17 @@ from rookery.train.keys import Keys, Value, key
 
 METHODS = ("lora", "rslora", "dora", "pissa", "miss", "full", "state")
 OBJECTIVES = ("sft", "dpo", "orpo", "simpo", "kto")
-# Peak learning rates that are good beginnings: measured on gosling (docs/evidence/08-tune.md).
+# Peak learning rates that did best on gosling (docs/evidence/08-tune.md). A matrix or what is beside it takes less the
+# wider the model is, as 1 / width; a state, which is added to at every token, does not.
+WIDTH = 192
 RATES = MappingProxyType(
-    {"lora": 1e-3, "rslora": 1e-3, "dora": 1e-3, "pissa": 3e-4, "miss": 3e-4, "full": 1e-4, "state": 1e-2}
+    {"lora": 3e-3, "rslora": 1e-3, "dora": 3e-3, "pissa": 3e-3, "miss": 3e-3, "full": 1e-3, "state": 0.3}
 )  # fmt: skip
+
+
+def peak_rate(method: str, width: int) -> float:
+    """The learning rate that a method begins from where none is asked for."""
+    return RATES[method] * (1.0 if method == "state" else WIDTH / width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +150,6 @@ class Settings:
     @property
     def alpha(self) -> float:
         return self.adapter.alpha or 2.0 * self.adapter.rank
-
-    @property
-    def lr(self) -> float:
-        return self.optimiser.lr_init or RATES[self.adapter.method]
 
 
 NOT_NEGATIVE = (

@@ -76,7 +76,7 @@ class Tuner(Trainer):
         self._data(progress)
         o, epoch = s.optimiser, self.data.steps_per_epoch(s.optimiser.batch)
         steps = o.steps or max(1, math.ceil(o.epochs * epoch))
-        lr = s.lr
+        lr = o.lr_init or config.peak_rate(s.adapter.method, w.config.n_embd)
         final = o.lr_final or lr / 10
         self.settings = replace(s, optimiser=replace(o, steps=steps, lr_init=lr, lr_final=final))
 
@@ -169,7 +169,7 @@ class Tuner(Trainer):
         found = []
         module.eval()
         with torch.no_grad(), self.autocast():
-            for batch in self.data.held_out():
+            for batch in self.data.held_out(self.settings.run.validate_tokens):
                 pieces_of = zip(*(torch.split(x, self.micro) for x in batch), strict=True)
                 found += [float(module(*piece)) for piece in pieces_of]
         module.train()
