@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from transformers import PreTrainedConfig
 
-from rookery import tokenizer as tokenizers
 from rookery.architecture import VERSIONS, Config
 from rookery.errors import InputError
-from rookery.weights import Weights
-from rookery.weights.folders import settings, tokenizer_name
+from rookery.weights.folders import sizes
 
 HEAD_SIZE = 64
 RANKS = {"6": {"maa": 32, "decay": 64}, "7": {"w": 64, "a": 64, "v": 32, "g": 128}}  # those of published small models
@@ -37,6 +34,10 @@ class RwkvConfig(PreTrainedConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = False
     use_cache: bool = True
     rookery: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # names code in a folder, which a copy of the model would not have
+        super().__post_init__(**kwargs)
 
     @property
     def architecture(self) -> Config:
@@ -94,27 +95,11 @@ class Rwkv7Config(RwkvConfig):
 
 
 CONFIGS = {made.version: made for made in (Rwkv4Config, Rwkv5Config, Rwkv6Config, Rwkv7Config)}
-OURS = ("model_type", "auto_map", "transformers_version")  # of a config.json: what the class says, or code it names
 
 
-def described(config: RwkvConfig, weights: Weights) -> None:
-    """Write into `config` what the tensors say, under the usual loader's names and under `rookery`.
-
-    Special tokens and the type of the numbers are taken from the file only where the config says nothing of them.
-    """
-    c, usual = weights.config, settings(weights, _tokenizer(weights))
-    for key in (*OURS, "architectures", "use_cache"):
-        usual.pop(key, None)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        usual[key] = getattr(config, key, None) if weights.format == "hf" else usual[key]
-    stored = usual.pop("torch_dtype")
-    usual["dtype"] = config.dtype or getattr(torch, stored)
+def describe(config: RwkvConfig, c: Config) -> None:
+    """Write into `config` what `c` says, under the usual loader's names and under `rookery`."""
     ours = {"version": c.version, "ranks": dict(c.ranks), "group_norm_eps": c.group_norm_eps}
-    usual["rookery"] = ours | ({"tuned_state": True} if c.tuned_state else {})
-    for key, value in usual.items():
+    ours |= {"tuned_state": True} if c.tuned_state else {}
+    for key, value in (sizes(c) | {"rookery": ours}).items():
         setattr(config, key, value)
-
-
-def _tokenizer(weights: Weights) -> str | None:
-    found = tokenizers.of_model(weights.path, weights.format, weights.metadata)
-    return "world" if found is not None and found.end == 0 else tokenizer_name(weights)

@@ -22,7 +22,7 @@ from rookery.backends.torch.ops import Ops
 from rookery.errors import InputError
 from rookery.hf import padding, tensors
 from rookery.hf.cache import RwkvCache, begin, given
-from rookery.hf.config import CONFIGS, Rwkv4Config, Rwkv5Config, Rwkv6Config, Rwkv7Config, RwkvConfig
+from rookery.hf.config import CONFIGS, Rwkv4Config, Rwkv5Config, Rwkv6Config, Rwkv7Config, RwkvConfig, describe
 from rookery.weights import tree
 
 
@@ -54,6 +54,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     gradient_checkpointing = False
 
     def __init__(self, config: RwkvConfig) -> None:
+        describe(config, config.architecture)
         super().__init__(config)
         network = _network(config)
         table = network.get_parameter("emb.weight")
@@ -93,7 +94,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Token ids [B,T], or vectors [B,T,C] in their place, to logits.
 
         `attention_mask` [B,T] (or longer to the left, the past's): a masked token leaves no trace, wherever it stands.
-        `past_key_values` or `state`: what an earlier call gave, or a rookery.State. `labels` [B,T]: the ids
+        `past_key_values`, else `state`: what an earlier call gave, or a rookery.State. `labels` [B,T]: the ids
         themselves, -100 where there is nothing to learn; they are shifted here. `position_ids` [B,T]: a 0 after the
         first position begins a document that sees nothing of those before it. `logits_to_keep`: of the last positions
         only (0: of all), or of those with these indices. Other arguments are taken and mean nothing.
@@ -147,13 +148,6 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             after.append(state)
         return [*hidden, Ops(0).layer_norm(x, self.ln_out)], after
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """A `state` given to generate() is where the prompt begins; after it the cache says what was read."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if inputs.get("past_key_values") is not None:
-            inputs.pop("state", None)
-        return inputs
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model of any version from a Hugging Face folder, a file of any format, "gosling" or `org/name` of the hub.
@@ -204,7 +198,11 @@ def _network(config: RwkvConfig) -> Network:
     """Freshly begun parameters in torch's default type; on the meta device, where shapes are all, empty ones."""
     c, dtype = config.architecture, torch.get_default_dtype()
     if torch.get_default_device().type != "meta":
-        return Network.fresh(c, int(torch.randint(2**31, ())), dtype)
+        torch.set_default_dtype(torch.float32)  # first values are drawn in it, whatever they become
+        try:
+            return Network.fresh(c, int(torch.randint(2**31, ())), dtype)
+        finally:
+            torch.set_default_dtype(dtype)
     table = [p for p in version(c).params(c) if not p.optional]
     blank = SimpleNamespace(config=c, params=table, tensors=dict.fromkeys(p.name for p in table))
     return Network(c, tree(blank, lambda p, _: torch.empty(p.shape, dtype=dtype)))  # type: ignore[arg-type]

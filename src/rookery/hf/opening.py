@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from rookery import tokenizer as tokenizers
 from rookery import weights as weights_room
 from rookery.errors import InputError
 from rookery.formats import folder
 from rookery.hf import tensors
-from rookery.hf.config import CONFIGS, OURS, RwkvConfig, described
+from rookery.hf.config import CONFIGS, describe
 from rookery.weights import Weights
+from rookery.weights.folders import settings, tokenizer_name
 
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
+LEFT_OUT = ("model_type", "transformers_version")  # of a config.json: the class says them
 # what transformers would do with a folder's files or the hub's, and Rookery does itself
 NOT_OURS = ("trust_remote_code", "use_safetensors", "weights_only", "variant", "force_download", "proxies", "cache_dir",
             "local_files_only", "token", "low_cpu_mem_usage", "code_revision")  # fmt: skip
@@ -40,7 +44,7 @@ def opened(cls: Any, models: dict[str, Any], name: Any, *args: Any, **kwargs: An
         raise InputError(
             f"{weights.path}: is {weights.config.name}, no {made.__name__}; RwkvForCausalLM opens any version"
         )
-    described(config, weights)
+    describe(config, weights.config)
     kwargs["dtype"] = next((said for said in dtype if said is not None), "auto")
     state = tensors.of_weights(weights)
     found = PreTrainedModel.from_pretrained.__func__(made, None, *args, config=config, state_dict=state, **kwargs)
@@ -53,16 +57,21 @@ def opened(cls: Any, models: dict[str, Any], name: Any, *args: Any, **kwargs: An
     return found
 
 
-def _config(weights: Weights, kwargs: dict[str, Any]) -> tuple[RwkvConfig, dict[str, Any]]:
+def _config(weights: Weights, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The config that was given, or the one beside the weights with what `kwargs` change in it; the other kwargs."""
-    given = kwargs.pop("config", None)
-    if given is not None:
-        return (given if isinstance(given, RwkvConfig) else RwkvConfig.from_pretrained(given)), kwargs
-    said = weights.metadata["hf.config"] if weights.format == "hf" else {}
-    made = CONFIGS[weights.config.version[0]]
-    plain = {key: value for key, value in said.items() if key not in OURS}
-    config, others = made.from_dict(plain, return_unused_kwargs=True, **kwargs)
-    return config, others
+    config = kwargs.pop("config", None)
+    if config is None:
+        said = weights.metadata["hf.config"] if weights.format == "hf" else settings(weights, _tokenizer(weights))
+        plain = {key: value for key, value in said.items() if key not in LEFT_OUT}
+        config, kwargs = CONFIGS[weights.config.version[0]].from_dict(plain, return_unused_kwargs=True, **kwargs)
+    if config.dtype is None:
+        config.dtype = tensors.DTYPES.get(weights.tensors["emb.weight"].dtype, torch.float32)
+    return config, kwargs
+
+
+def _tokenizer(weights: Weights) -> str | None:
+    found = tokenizers.of_model(weights.path, weights.format, weights.metadata)
+    return "world" if found is not None and found.end == 0 else tokenizer_name(weights)
 
 
 def _base_of_adapter(path: str) -> str | None:

@@ -40,21 +40,23 @@ class RwkvTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         if not vocab_file and name not in tokenizers.NAMES:
             raise InputError(f"rookery_tokenizer {name[:40]!r}: choose from {', '.join(tokenizers.NAMES)}")
         self.vocabulary = World(vocab_file) if vocab_file else tokenizers.load(name)
-        if self.vocabulary.end is None:
-            bos_token, eos_token, pad_token = None, None, pad_token or PADS.get(name)
-            special = pad_token and {self.vocabulary.encode(str(pad_token))[0]: pad_token}
-        else:
-            eos_token = eos_token or END
-            bos_token, pad_token = bos_token or eos_token, pad_token or eos_token
-            special = {self.vocabulary.end: eos_token}
-        self._added_tokens_decoder = {
-            id: AddedToken(str(token), special=True, normalized=False) for id, token in (special or {}).items()
-        }
-        kwargs.pop("added_tokens_decoder", None)  # what an earlier one wrote; found anew above
+        added = {int(id): _added(token) for id, token in (kwargs.pop("added_tokens_decoder", None) or {}).items()}
+        end = self.vocabulary.end
+        if end is not None:
+            called = added.setdefault(end, _added(eos_token if self._is_new(eos_token) else END)).content
+            bos_token, eos_token, pad_token = bos_token or called, eos_token or called, pad_token or called
+        elif pad_token := pad_token or PADS.get(name):
+            added.setdefault(self.vocabulary.encode(str(pad_token))[0], _added(pad_token))
+        self._added_tokens_decoder = added
         if not vocab_file:
             kwargs["rookery_tokenizer"] = name
+        kwargs.pop("auto_map", None)  # names code in a folder
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(bos_token=bos_token, eos_token=eos_token, pad_token=pad_token, **kwargs)
+
+    def _is_new(self, token: Any) -> bool:
+        """Whether a special token is no text of the vocabulary's, as "\n\n" is, which ends a turn in some folders."""
+        return token is not None and len(self.vocabulary.encode(str(token))) > 1
 
     @property
     def vocab_size(self) -> int:
@@ -87,22 +89,23 @@ class RwkvTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; bytes that are no text become U+FFFD."""
-        ids = [self._convert_token_to_id_with_added_voc(token) for token in tokens]
-        return self.vocabulary.decode([id for id in ids if id is not None])
+        return self._decode(self.convert_tokens_to_ids(tokens))
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
-        special = self._added_tokens_decoder
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else [int(id) for id in token_ids]
-        written = b"".join(
-            (b"" if skip_special_tokens else self._bytes_of(special[id]))
-            if id in special
-            else self.vocabulary.token_bytes(id)
-            for id in ids
-        )
-        return written.decode(getattr(self.vocabulary, "encoding", "utf-8"), "replace")
+        written = b"".join(self._bytes_of(id, not skip_special_tokens) for id in ids)
+        return written.decode(self._encoding, "replace")
 
-    def _bytes_of(self, token: AddedToken) -> bytes:
-        return str(token).encode(getattr(self.vocabulary, "encoding", "utf-8"))
+    @property
+    def _encoding(self) -> str:
+        return getattr(self.vocabulary, "encoding", "utf-8")
+
+    def _bytes_of(self, id: int, special: bool) -> bytes:
+        """A token's bytes; none for a special one unless those are wanted."""
+        added = self._added_tokens_decoder.get(id)
+        if added is None:
+            return self.vocabulary.token_bytes(id)
+        return str(added).encode(self._encoding) if special or not added.special else b""
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary, if it is one of tokens, under the name that RWKV folders use."""
@@ -112,3 +115,7 @@ class RwkvTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(self.vocabulary.text())
         return (path,)
+
+
+def _added(token: Any) -> AddedToken:
+    return token if isinstance(token, AddedToken) else AddedToken(str(token), special=True, normalized=False)

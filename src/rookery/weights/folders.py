@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from rookery.architecture import Config
 from rookery.errors import TooLarge
 from rookery.formats import folder
 from rookery.formats.raw import map_file
@@ -52,34 +53,38 @@ def settings(weights: Weights, tokenizer: str | None = None) -> dict[str, Any]:
 
     An id that does not exist is null: a loader's own default would end texts at some letter.
     """
-    c, major = weights.config, weights.config.version[0]
+    major = weights.config.version[0]
     said = weights.metadata["hf.config"] if weights.format == "hf" else {}
     end = ENDS.get(str(tokenizer))
-    special = {f"{what}_token_id": said.get(f"{what}_token_id", end) for what in ("bos", "eos")}
-    made: dict[str, Any] = {
+    length = "max_position_embeddings" if major == "7" else "context_length"
+    return {
         "architectures": [f"{CLASSES[major]}ForCausalLM"],
         "model_type": CLASSES[major].lower(),
+        **sizes(weights.config),
+        "use_cache": True,
+        **{f"{what}_token_id": said.get(f"{what}_token_id", end) for what in ("bos", "eos")},
+        "pad_token_id": said.get("pad_token_id"),
+        "torch_dtype": DTYPES.get(weights.tensors["emb.weight"].dtype, "float32"),
+        length: said.get(length, 1024 if major == "4" else 4096),
+    }
+
+
+def sizes(c: Config) -> dict[str, Any]:
+    """What config.json of the usual loader says of a model's shape."""
+    made: dict[str, Any] = {
         "vocab_size": c.n_vocab,
         "hidden_size": c.n_embd,
         "num_hidden_layers": c.n_layer,
         "intermediate_size": c.n_ffn,
         "tie_word_embeddings": False,
-        "use_cache": True,
-        **special,
-        "pad_token_id": said.get("pad_token_id"),
-        "torch_dtype": DTYPES.get(weights.tensors["emb.weight"].dtype, "float32"),
     }
-    if major == "7":
-        return made | _fla(weights) | {"max_position_embeddings": said.get("max_position_embeddings", 4096)}
+    if c.version == "7":
+        return made | _fla(c)
     made |= {"attention_hidden_size": c.n_embd, "layer_norm_epsilon": LAYER_NORM_EPS, "rescale_every": 6}
-    made["context_length"] = said.get("context_length", 1024 if major == "4" else 4096)
-    if major != "4":
-        made |= {"head_size": c.head_size, "num_attention_heads": c.n_head}
-    return made
+    return made if c.version == "4" else made | {"head_size": c.head_size, "num_attention_heads": c.n_head}
 
 
-def _fla(weights: Weights) -> dict[str, Any]:
-    c = weights.config
+def _fla(c: Config) -> dict[str, Any]:
     return {
         "attn_mode": "chunk",
         "hidden_ratio": c.n_ffn / c.n_embd,
