@@ -193,8 +193,17 @@ class _Kept:
             self.count.now -= self.size
 
 
-def test_the_memory_is_that_of_one_slice(network: Network) -> None:
-    """Eight slices keep what one keeps; one pass over all keeps eight times that."""
+def test_the_memory_is_that_of_one_slice(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight slices keep what one keeps, and the states between; one pass over all keeps eight times that."""
+    between: list[int] = []
+    leaves = slices._leaves
+
+    def weighed(given: Any, needed: bool = False) -> Any:
+        made = leaves(given, needed)
+        between.append(sum(x.untyped_storage().nbytes() for layer in made for x in layer.values()))
+        return made
+
+    monkeypatch.setattr(slices, "_leaves", weighed)
     slice_, all_ = batch(16)[:3], batch(8 * 16)[:3]
     most = {}
     for name, run in {
@@ -207,5 +216,6 @@ def test_the_memory_is_that_of_one_slice(network: Network) -> None:
         assert kept.now == 0
         most[name] = kept.most
     states = sum(x.nbytes for layer in network.start(2) for x in layer.values())
+    assert between == [states] * 8
     assert most["slices"] <= most["one"] + 2 * states
     assert most["all"] > 7 * most["one"]
