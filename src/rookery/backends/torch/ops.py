@@ -94,7 +94,7 @@ class Ops(Vocabulary):
         previous = torch.cat([shift.to(x.dtype)[:, None], x[:, :-1]], 1)
         if self.resets is not None:
             previous = previous.masked_fill(self.resets[..., None], 0)
-        return previous, x[:, -1]
+        return previous, x[:, -1].clone()  # a view would keep all of x as long as the state
 
     def wkv4(self, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         if self.layout is None:
