@@ -216,6 +216,6 @@ def test_the_memory_is_that_of_one_slice(network: Network, monkeypatch: pytest.M
         assert kept.now == 0
         most[name] = kept.most
     states = sum(x.nbytes for layer in network.start(2) for x in layer.values())
-    assert between == [states] * 8
+    assert between[1:] == [states] * 7  # views of the slices' rows would keep those
     assert most["slices"] <= most["one"] + 2 * states
     assert most["all"] > 7 * most["one"]

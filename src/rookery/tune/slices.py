@@ -69,13 +69,8 @@ def backward(
 
 
 def _leaves(states: States, needed: bool = False) -> States:
-    """The same numbers without their past; with a gradient where it is `needed` or was before.
-
-    Copies: a shift state is a view of the last of a slice's rows, and would keep them all.
-    """
-    return [
-        {n: x.detach().clone().requires_grad_(needed or x.requires_grad) for n, x in layer.items()} for layer in states
-    ]
+    """The same numbers without their past; with a gradient where it is `needed` or was before."""
+    return [{n: x.detach().requires_grad_(needed or x.requires_grad) for n, x in layer.items()} for layer in states]
 
 
 def _flat(states: States) -> list[Tensor]:
