@@ -57,12 +57,15 @@ def test_auto_classes_open_every_version(name: str, folder: Folder) -> None:
     assert np.abs(logits_of(model) - engine(folder(name))).max() <= LOGITS_RANDOM
 
 
-def test_v4_is_transformers_own_and_ours_by_name(folder: Folder) -> None:
+def test_v4_is_transformers_own_and_ours_by_name(folder: Folder, tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(folder("v4"))
     ours = RwkvForCausalLM.from_pretrained(folder("v4"))
     assert type(theirs) is transformers.RwkvForCausalLM
     assert np.abs(logits_of(theirs) - logits_of(ours)).max() <= LOGITS_TEXT
     assert np.abs(logits_of(ours) - engine(folder("v4"))).max() <= LOGITS_TEXT
+    ours.save_pretrained(tmp_path)
+    again = transformers.RwkvForCausalLM.from_pretrained(tmp_path)
+    assert np.abs(logits_of(again) - logits_of(ours)).max() <= LOGITS_TEXT
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -116,7 +116,8 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         kept = self.config.use_cache and not self.training if use_cache is None else use_cache
-        after = RwkvCache(states, cache.seen + x.shape[1]) if kept else None
+        seen = 0 if past_key_values is None else cache.seen  # a `state` is of no text that the caller goes on passing
+        after = RwkvCache(states, seen + x.shape[1]) if kept else None
         out = RwkvOutput(loss, logits, after, tuple(hidden) if every else None)
         return out if (self.config.return_dict and return_dict is None) or return_dict else out.to_tuple()
 
@@ -138,7 +139,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return padding.masked(run, start, x, start(len(x)) if tuned and states is None else states, mask, resets)
 
     def _blocks(self, x: Tensor, states: States, resets: Tensor | None, every: bool) -> tuple[list[Tensor], States]:
-        hidden, after, v_first = [], [], None
+        hidden, after, v_first, device = [], [], None, x.device  # the blocks may be spread over several
         for block, state in zip(self.blocks, states, strict=True):
             hidden += [x] if every else []
             if self.gradient_checkpointing and self.training:
@@ -146,7 +147,8 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             else:
                 x, v_first, state = block(x, v_first, state, resets)
             after.append(state)
-        return [*hidden, Ops(0).layer_norm(x, self.ln_out)], after
+        x = Ops(0).layer_norm(x.to(self.ln_out.get_parameter("weight").device), self.ln_out)
+        return [h.to(device) for h in (*hidden, x)], after
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -53,7 +53,7 @@ def masked(
         out = out or [y.new_zeros(len(x), *y.shape[1:]) for y in made]
         out = [whole.index_copy(0, at, y) for whole, y in zip(out, made, strict=True)]
         states = [
-            {name: piece.to(new[name].dtype).index_copy(0, at, new[name]) for name, piece in layer.items()}
+            {name: _with(piece, at, new[name]) for name, piece in layer.items()}
             for layer, new in zip(states, after, strict=True)
         ]
     if not out:
@@ -76,6 +76,11 @@ def _aligned(
     padding = ~mask.gather(1, order)[..., None]
     moved = [y.masked_fill(padding, 0) for y in made]
     return [y.new_zeros(*x.shape[:2], y.shape[-1]).scatter(1, _wide(order, y), y) for y in moved], after
+
+
+def _with(piece: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    """`piece` with `new` as its rows `at`, where it was (the blocks may be spread over several devices)."""
+    return piece.to(new.dtype).index_copy(0, at, new.to(piece.device))
 
 
 def _wide(order: Tensor, like: Tensor) -> Tensor:
