@@ -313,6 +313,17 @@ def test_a_run_that_went_on_is_the_run_that_did_not_stop(make: Callable[..., Tun
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_run(make: Callable[..., Tuner], kind: str, tmp_path: Path) -> None:
+    """From the held-out loss before the first step to the adapter."""
+    tuner = make(kind, "steps=3", f"validation={tmp_path / 'pairs.jsonl'}")
+    assert tuner.run() == tuner.out / "adapter.safetensors"
+    before, after = tuner.losses()
+    assert before is not None
+    assert after is not None
+    assert after < before
+
+
 def test_progress_tells_of_the_reference(make: Callable[..., Tuner]) -> None:
     told: list[tuple[int, int]] = []
     make("dpo", "micro_batch=2", progress=lambda done, total: told.append((done, total)))

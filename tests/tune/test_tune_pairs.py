@@ -129,6 +129,8 @@ def test_held_out_shares_are_one(tmp_path: Path) -> None:
     assert 4 < rows < 20
     assert rows + len(made.halves["train"]) == 40
     assert sum(float(batch[3].sum()) for batch in held) == pytest.approx(1)
+    (one,) = made.held_out(1)
+    assert one[3].tolist() == [1]
 
 
 def test_a_long_prompt_loses_its_beginning_alike_in_both(tmp_path: Path) -> None:

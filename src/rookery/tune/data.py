@@ -94,14 +94,12 @@ class TuneData:
     def held_out(self, limit: int = 0) -> Iterator[list[Tensor]]:
         """The held-out rows in their order, as lists like `batch`'s; all their weights sum to 1.
 
-        Where they have more tokens than `limit` (0: no limit), as many as that allows from all over them, always the
-        same ones.
+        limit: in tokens, as `packing.spread` has it.
         """
-        rows, count, tokens = self._held, len(self._held), self._held.tokens
-        most = count if not limit or tokens <= limit else max(1, count * limit // tokens)
-        chosen = [n * count // most for n in range(most)]
+        rows = self._held
+        chosen = packing.spread(len(rows), rows.tokens, limit)
         total = int(rows.targets[chosen].sum()) if chosen else 0
-        for first in range(0, most, self.batch_rows):
+        for first in range(0, len(chosen), self.batch_rows):
             some = chosen[first : first + self.batch_rows]
             yield self._tensors(rows, some, some, total)
 

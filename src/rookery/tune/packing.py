@@ -91,3 +91,11 @@ def order(count: int, seed: int, epoch: int) -> list[int]:
     rows = list(range(count))
     random.Random(f"{seed} {epoch}").shuffle(rows)
     return rows
+
+
+def spread(count: int, tokens: int, limit: int) -> list[int]:
+    """Of `count` rows with so many `tokens`, those to look at where `limit` tokens (0: all) are enough: always the same
+    ones, from all over them.
+    """
+    most = count if not limit or tokens <= limit else max(1, count * limit // tokens)
+    return [n * count // most for n in range(most)]

@@ -81,11 +81,15 @@ class PairData:
         rows = [self._row(n) for n in samples(step, self.batch_rows, rank, world)]
         return self._completed("train", rows, 1 / self.batch_rows, world > 1)
 
-    def held_out(self) -> Iterator[list[Tensor]]:
-        """The held-out rows in their order, as lists like `batch`'s; all their shares sum to 1."""
-        count, size = len(self.halves["validation"]), self.batch_rows
-        for first in range(0, count, size):
-            yield self._completed("validation", range(first, min(first + size, count)), 1 / count, False)
+    def held_out(self, limit: int = 0) -> Iterator[list[Tensor]]:
+        """The held-out rows in their order, as lists like `batch`'s; all their shares sum to 1.
+
+        limit: in tokens, as `packing.spread` has it.
+        """
+        rows = self.halves["validation"]
+        chosen = packing.spread(len(rows), sum(2 * rows.length(row) for row in range(len(rows))), limit)
+        for first in range(0, len(chosen), self.batch_rows):
+            yield self._completed("validation", chosen[first : first + self.batch_rows], 1 / len(chosen), False)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Steps of `batch` rows until every row was read; the last one begins the next epoch where they do not fit."""
