@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -220,6 +222,15 @@ def test_any_text_comes_back(name: str, text: str, world: Any) -> None:
     assert tokenizer.decode(ids) == text
     assert tokenizer.convert_tokens_to_string(tokenizer.tokenize(text)) == text
     assert ids == rookery.tokenizer.load(name).encode(text)
+
+
+@pytest.mark.parametrize("name", ["world", "gosling", "bytes"])
+def test_copies_for_workers(name: str, world: Any, gosling: Any) -> None:
+    tokenizer = {"world": world, "gosling": gosling}.get(name) or RwkvTokenizer(rookery_tokenizer=name)
+    text = "Once upon é<|endoftext|>"
+    for made in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
+        assert made(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert made.decode(made(text)["input_ids"]) == text
 
 
 def test_special_tokens_are_signs(world: Any) -> None:

@@ -248,8 +248,25 @@ def test_what_forward_gives(model: Any) -> None:
     assert model(ids, use_cache=False).state is None
     with pytest.raises(errors.InputError, match="either input_ids or inputs_embeds"):
         model()
+    with pytest.raises(errors.InputError, match="at least one"):
+        model(ids[:, :0])
     with pytest.raises(errors.InputError, match="attention_mask"):
         model(ids, attention_mask=torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_prompt_is_read_in_parts(side: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, mask = padded(side)
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask)
+        monkeypatch.setattr(rookery.hf.model, "CHUNK", 4)
+        calls: list[int] = []
+        model.blocks[0].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[1]))
+        parts = model(ids, attention_mask=mask)
+    assert calls == [4] * 6 + [2]
+    assert (parts.logits - whole.logits).abs().max() <= LOGITS_CHUNKED
+    for row in range(3):
+        check_states(parts.state, row, _row(whole.state, row))
 
 
 def test_documents_in_one_row(model: Any) -> None:

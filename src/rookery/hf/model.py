@@ -25,6 +25,8 @@ from rookery.hf.cache import RwkvCache, begin, given
 from rookery.hf.config import CONFIGS, Rwkv4Config, Rwkv5Config, Rwkv6Config, Rwkv7Config, RwkvConfig, describe
 from rookery.weights import tree
 
+CHUNK = 4096  # positions that run at once where no gradient is asked for: bounds the memory of a long prompt
+
 
 @dataclass
 class RwkvOutput(ModelOutput):  # type: ignore[misc]
@@ -107,6 +109,8 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             mask, x = padding.columns(attention_mask, inputs_embeds), inputs_embeds
         else:
             raise InputError("forward wants either input_ids or inputs_embeds")
+        if not x.shape[1]:
+            raise InputError("no tokens; forward wants at least one")
         cache = given(self.config.architecture, state if past_key_values is None else past_key_values, len(x), x.device)
         every = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden, states = self._hidden(x, cache.states, mask, _documents(kwargs.pop("position_ids", None)), bool(every))
@@ -132,7 +136,15 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return begin(config, batch, tuned, x.device)
 
         def run(x: Tensor, states: States | None, resets: Tensor | None) -> tuple[list[Tensor], States]:
-            return self._blocks(x, start(len(x)) if states is None else states, resets, every)
+            states = start(len(x)) if states is None else states
+            if every or torch.is_grad_enabled() or x.shape[1] <= CHUNK:
+                return self._blocks(x, states, resets, every)
+            parts = []
+            for at in range(0, x.shape[1], CHUNK):
+                few = slice(at, at + CHUNK)
+                made, states = self._blocks(x[:, few], states, None if resets is None else resets[:, few], every)
+                parts += made
+            return [torch.cat(parts, 1)], states
 
         if mask is None:
             return run(x, states, resets)

@@ -62,6 +62,19 @@ class RwkvTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def vocab_size(self) -> int:
         return self.vocabulary.vocab_size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies, as workers and data sets make them: the vocabulary as text, which the core is not."""
+        state = dict(self.__dict__)
+        if isinstance(self.vocabulary, World):
+            state["vocabulary"] = (self.vocabulary.text(), self.vocabulary.name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.vocabulary, tuple):
+            text, name = self.vocabulary
+            self.vocabulary = World.from_text(text.encode(), name, name)
+
     def get_vocab(self) -> dict[str, int]:
         """Every token's bytes in Latin-1 -> its id."""
         vocabulary: dict[str, int] = {}
