@@ -24,10 +24,10 @@ using namespace rookery;
 
 namespace {
 
-constexpr std::array<std::string_view, 25> kOps = {
+constexpr std::array<std::string_view, 26> kOps = {
     "add",   "subtract", "multiply",   "divide",     "negative",  "exp",  "tanh",  "sigmoid", "silu",
     "relu",  "square",   "fma",        "layer_norm", "group_norm", "normalize", "dot",  "shift", "wkv4",
-    "wkv6",  "wkv7",     "linear",     "encode",     "embed",     "pick", "copy",
+    "wkv6",  "wkv7",     "linear",     "encode",     "embed",     "pick", "copy", "choose",
 };
 constexpr std::array<Kind, KINDS> kKinds = {Kind::f32, Kind::f16, Kind::bf16, Kind::q8, Kind::q4, Kind::x8};
 
@@ -101,7 +101,7 @@ bool interrupted() {
 
 void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, const nb::list& states,
          nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits, bool every,
-         std::optional<Output1<double>> times) {
+         std::optional<Output1<double>> times, const std::vector<int>& groups) {
     if (times && times->size() != static_cast<std::size_t>(self.engine.phases()))
         throw std::invalid_argument("times of every phase are wanted");
     std::vector<int> counts;
@@ -133,7 +133,7 @@ void run(Held& self, Input1<std::int64_t> ids, Input1<std::int64_t> lengths, con
     self.engine.wake();
     {
         const Unlocked unlocked;
-        done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted, times ? times->data() : nullptr);
+        done = self.engine.run(ids.data(), counts, pointers, logits.data(), every, interrupted, times ? times->data() : nullptr, groups);
     }
     if (!done && ending()) end_thread();
     if (!done) nb::raise_python_error();
@@ -199,6 +199,8 @@ void bind_engine(nb::module_& m) {
              }, nb::arg("values").noconvert(), "One row for all rows.")
         .def("weight", &add_weight, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
              "Panels, used where they lie.")
+        .def("weights", [](Held& self, std::vector<int> by_group) { return self.engine.weights(std::move(by_group)); },
+             nb::arg("by_group"), "A choice among weights by the group of a sequence; -1 where it has none.")
         .def("table", &add_table, nb::arg("dtype"), nb::arg("rows"), nb::arg("columns"), nb::arg("data").noconvert(),
              "Rows as stored, used where they lie.")
         .def("phase", [](Held& self, bool by_rows, bool outputs) { self.engine.phase(by_rows, outputs); },
@@ -211,6 +213,7 @@ void bind_engine(nb::module_& m) {
         .def("finish", [](Held& self) { self.engine.finish(); })
         .def("run", &run, nb::arg("ids").noconvert(), nb::arg("lengths").noconvert(), nb::arg("states"),
              nb::arg("logits").noconvert(), nb::arg("every"), nb::arg("times").noconvert() = nb::none(),
+             nb::arg("groups") = std::vector<int>(),
              "Feed rows; states, logits and the phases' seconds are written in place. Other threads run meanwhile.")
         .def("stream", [](Held& self) {
                  self.engine.wake();

@@ -172,6 +172,16 @@ int Engine::weight(const Weight& weight) {
     return static_cast<int>(weights_.size()) - 1;
 }
 
+int Engine::weights(std::vector<int> by_group) {
+    building();
+    for (const int id : by_group)
+        if (id < -1 || id >= static_cast<int>(weights_.size())) refuse("no such weight");
+    if (by_group.empty() || (!choices_.empty() && choices_.front().size() != by_group.size()))
+        refuse("a choice of another number of groups");
+    choices_.push_back(std::move(by_group));
+    return static_cast<int>(choices_.size()) - 1;
+}
+
 int Engine::table(Table table) {
     building();
     if (table.rows < 1 || table.columns < 1) refuse("a table of no size");
@@ -238,7 +248,7 @@ void Engine::step(const Step& step) {
     };
     room(step.out, lane.width);
     for (int i = 0; i < inputs(step.op); ++i) {
-        if (step.op == Op::linear) continue;
+        if (step.op == Op::linear || step.op == Op::choose) continue;
         room(step.in[i], lane.width);
         if (step.in[i].space == Space::buffer && buffers_[static_cast<std::size_t>(step.in[i].index)].kind != Input::f32)
             refuse("only linear reads codes or bf16");
@@ -253,6 +263,19 @@ void Engine::step(const Step& step) {
         if (w.columns > in.width - step.in[0].offset) refuse("a linear's input is too narrow");
         if (!kernels_.linear[static_cast<int>(w.kind)][static_cast<int>(in.kind)])
             refuse(std::string("no linear of ") + name_of(w.kind) + " reads such an input");
+    }
+    if (step.op == Op::choose) {
+        if (step.number < 0 || static_cast<std::size_t>(step.number) >= choices_.size()) refuse("no such choice");
+        if (step.in[0].space != Space::buffer) refuse("a linear reads a buffer");
+        const auto& in = buffers_[static_cast<std::size_t>(step.in[0].index)];
+        if (in.place != Buffer::shared || in.kind != Input::f32) refuse("a choice reads shared float32");
+        for (const int id : choices_[static_cast<std::size_t>(step.number)]) {
+            if (id < 0) continue;
+            const auto& w = weights_[static_cast<std::size_t>(id)];
+            if (w.rows > lane.width || w.columns > in.width - step.in[0].offset) refuse("a choice's sizes do not fit");
+            if (!kernels_.linear[static_cast<int>(w.kind)][static_cast<int>(Input::f32)])
+                refuse(std::string("no linear of ") + name_of(w.kind) + " reads such an input");
+        }
     }
     if (step.op == Op::embed) {
         if (step.number < 0 || static_cast<std::size_t>(step.number) >= tables_.size()) refuse("no such table");
@@ -288,11 +311,16 @@ void Engine::finish() {
         for (const auto& lane : phase.lanes) {
             phase.first.push_back(static_cast<int>(costs.size()));
             std::int64_t cost = static_cast<std::int64_t>(lane.steps.size()) * lane.tile * 4;
-            for (const auto& s : lane.steps)
-                if (s.op == Op::linear)
-                    phase.heavy = true, cost += static_cast<std::int64_t>(panel_bytes(weights_[static_cast<std::size_t>(s.number)].kind,
-                                                                  weights_[static_cast<std::size_t>(s.number)].columns)) *
-                            lane.tile / PANEL;
+            for (const auto& s : lane.steps) {
+                const auto read = [&](int id) {
+                    const auto& w = weights_[static_cast<std::size_t>(id)];
+                    phase.heavy = true, cost += static_cast<std::int64_t>(panel_bytes(w.kind, w.columns)) * lane.tile / PANEL;
+                };
+                if (s.op == Op::linear) read(s.number);
+                if (s.op == Op::choose)
+                    for (const int id : choices_[static_cast<std::size_t>(s.number)])
+                        if (id >= 0) read(id);
+            }
             costs.insert(costs.end(), static_cast<std::size_t>(lane.units()), cost);
             scratch = std::max(scratch, static_cast<std::size_t>(lane.slots) * static_cast<std::size_t>(std::max(lane.tile, COLUMNS)) * FEW_ROWS);
         }
@@ -415,12 +443,17 @@ int Engine::boundary(int phase, int thread, const Sizes& sizes) const {
 }
 
 bool Engine::run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
-                 float* logits, bool every, bool (*poll)(), double* times) {
+                 float* logits, bool every, bool (*poll)(), double* times, const std::vector<int>& groups) {
     if (!finished_) refuse("the plan is not finished");
+    if (!groups.empty() && groups.size() != lengths.size()) refuse("one group a sequence is wanted");
+    const int known = choices_.empty() ? 0 : static_cast<int>(choices_.front().size());
+    for (const int group : groups)
+        if (group < -1 || group >= known) refuse("no such group");
     const Taken turn(*turn_);
     rows_.ids = ids;
     rows_.states = states;
     rows_.logits = logits;
+    rows_.groups = groups;
     rows_.sequence.clear(), rows_.first.clear(), rows_.last.clear(), rows_.outputs.clear();
     if (lengths.size() != states.size()) refuse("one state a sequence is wanted");
     for (std::size_t b = 0; b < lengths.size(); ++b) {
@@ -472,7 +505,7 @@ void Engine::execute(int thread, int index, int begin, int end) {
     }
     if (phase.by_rows) {
         const auto& lane = phase.lanes.front();
-        for (const auto& step : lane.steps) apply(step, {begin, end - begin, 0, lane.width, nullptr});
+        for (const auto& step : lane.steps) apply(step, {begin, end - begin, 0, lane.width, nullptr}, phase.outputs);
         return;
     }
     for (std::size_t i = 0; i < phase.lanes.size() && phase.first[i] < end; ++i) {
@@ -500,7 +533,7 @@ void Engine::chain(int thread, const Phase& phase, const Lane& lane, int c0, int
     for (int c = c0; c < c1; c += columns)
         for (int r = 0; r < all; r += rows)
             for (const auto& step : lane.steps)
-                apply(step, {r, std::min(rows, all - r), c, std::min(columns, c1 - c), scratch});
+                apply(step, {r, std::min(rows, all - r), c, std::min(columns, c1 - c), scratch}, phase.outputs);
 }
 
 float* Engine::floats(const Operand& operand, const Piece& piece, Stride& stride) const {
@@ -522,7 +555,7 @@ float* Engine::floats(const Operand& operand, const Piece& piece, Stride& stride
     return reinterpret_cast<float*>(bytes(buffer, piece.r0)) + operand.offset + piece.c0;
 }
 
-void Engine::apply(const Step& step, const Piece& piece) {
+void Engine::apply(const Step& step, const Piece& piece, bool outputs) {
     const auto& k = kernels_;
     const int rows = piece.rows, columns = piece.columns;
     if (step.op == Op::encode) {
@@ -542,6 +575,7 @@ void Engine::apply(const Step& step, const Piece& piece) {
                                                                    in.row_bytes, rows, out, so);
         return;
     }
+    if (step.op == Op::choose) return choose(step, piece, outputs);
     if (step.op == Op::embed) return embed(step, piece);
     if (step.op == Op::shift) return shift(step, piece);
     if (recurrent(step.op)) return recur(step, piece);
@@ -568,6 +602,34 @@ void Engine::apply(const Step& step, const Piece& piece) {
     }
     if (step.op <= Op::divide) return k.binary[static_cast<int>(step.op)](out, so, a, sa, b, sb, rows, columns);
     k.unary[static_cast<int>(step.op) - static_cast<int>(Op::negative)](out, so, a, sa, rows, columns);
+}
+
+// The rows of one group after those of another, each with that group's weight. What lies beyond a narrower weight's
+// columns is not written: whoever reads it is as narrow.
+void Engine::choose(const Step& step, const Piece& piece, bool outputs) {
+    const auto& in = buffers_[static_cast<std::size_t>(step.in[0].index)];
+    const auto* x = bytes(in, piece.r0) + static_cast<std::size_t>(step.in[0].offset) * 4;
+    Stride so;
+    float* out = floats(step.out, piece, so);
+    const auto group = [&](int r) {
+        const auto place = static_cast<std::size_t>(piece.r0 + r);
+        const auto row = outputs ? static_cast<std::size_t>(rows_.outputs[place]) : place;
+        return rows_.groups.empty() ? -1 : rows_.groups[static_cast<std::size_t>(rows_.sequence[row])];
+    };
+    for (int r = 0, end = 0; r < piece.rows; r = end) {
+        const int mine = group(r);
+        for (end = r + 1; end < piece.rows && group(end) == mine;) ++end;
+        const int id = mine < 0 ? -1 : choices_[static_cast<std::size_t>(step.number)][static_cast<std::size_t>(mine)];
+        if (id < 0) {
+            for (int i = r; i < end; ++i) std::fill_n(out + i * so, piece.columns, -0.0f);
+            continue;
+        }
+        const auto& w = weights_[static_cast<std::size_t>(id)];
+        const int first = piece.c0 / PANEL, last = std::min(whole(piece.c0 + piece.columns, PANEL), panels(w.rows));
+        if (first < last)
+            kernels_.linear[static_cast<int>(w.kind)][static_cast<int>(Input::f32)](
+                w, first, last, x + static_cast<std::size_t>(r) * in.row_bytes, in.row_bytes, end - r, out + r * so, so);
+    }
 }
 
 void Engine::embed(const Step& step, const Piece& piece) {

@@ -29,13 +29,14 @@ enum class Op : std::uint8_t {
     add, subtract, multiply, divide,                       // as Binary
     negative, exp, tanh, sigmoid, silu, relu, square,      // as Unary
     fma, layer_norm, group_norm, normalize, dot, shift, wkv4, wkv6, wkv7, linear, encode, embed, pick, copy,
+    choose,  // a linear whose weight goes by the group of the row's sequence; where there is none, -0, which adds nothing
 };
 
 struct Step {
     static constexpr int INPUTS = 6;
     Op op;
     Operand out, in[INPUTS];
-    int number = -1;  // of the weight (linear) or the table (embed)
+    int number = -1;  // of the weight (linear), the weights (choose) or the table (embed)
     int state = -1;   // where the piece begins in a sequence's state
     int n = 0;        // head size
     float eps = 0;
@@ -92,6 +93,7 @@ public:
     int logits();
     int constant(std::vector<float> values);
     int weight(const Weight& weight);
+    int weights(std::vector<int> by_group);  // of a weight each, or -1; every choice has as many groups
     int table(Table table);
     void phase(bool by_rows, bool outputs);
     void lane(int width, int tile, int slots);
@@ -100,9 +102,10 @@ public:
 
     // Rows [R] of `lengths.size()` sequences whose states are updated in place; logits [Q, vocabulary] of every row
     // or of each sequence's last. False if `poll` stopped it: states and logits are then spoilt. Callers take turns.
+    // `groups`: of each sequence; -1, or none given: those that choose no weight.
     // `times` [phases], where given, gets the seconds of each phase. Throws std::logic_error for a call out of `poll`.
     bool run(const std::int64_t* ids, const std::vector<int>& lengths, const std::vector<float*>& states,
-             float* logits, bool every, bool (*poll)(), double* times = nullptr);
+             float* logits, bool every, bool (*poll)(), double* times = nullptr, const std::vector<int>& groups = {});
 
     // To be called before a run, by one thread at a time: in a child of fork nobody else is inside.
     void wake();
@@ -148,6 +151,7 @@ private:
     struct Rows {   // the present run
         const std::int64_t* ids = nullptr;
         std::vector<int> sequence, outputs;       // of each row; the rows that give logits
+        std::vector<int> groups;                  // of each sequence
         std::vector<std::uint8_t> first, last;    // of its sequence?
         std::vector<float*> states;
         float* logits = nullptr;
@@ -160,12 +164,13 @@ private:
     bool alone(const Phase& phase, const Sizes& sizes) const;
     void need(const Phase& phase, int thread, Soon& soon) const;
     void chain(int thread, const Phase& phase, const Lane& lane, int c0, int c1);
-    void apply(const Step& step, const Piece& piece);
+    void apply(const Step& step, const Piece& piece, bool outputs);
     float* floats(const Operand& operand, const Piece& piece, Stride& stride) const;
     std::uint8_t* bytes(const Buffer& buffer, int row) const { return arena_.get() + buffer.offset + static_cast<std::size_t>(row) * buffer.row_bytes; }
     void shift(const Step& step, const Piece& piece);
     void recur(const Step& step, const Piece& piece);
     void embed(const Step& step, const Piece& piece);
+    void choose(const Step& step, const Piece& piece, bool outputs);
 
     const Kernels& kernels_;
     const int threads_, vocabulary_, max_rows_;
@@ -175,6 +180,7 @@ private:
     std::vector<const float*> constant_;  // where they lie after finish(), all in one piece
     Memory constant_memory_;
     std::vector<Weight> weights_;
+    std::vector<std::vector<int>> choices_;
     std::vector<Table> tables_;
     std::vector<Phase> phases_;
     std::size_t arena_size_ = 0;

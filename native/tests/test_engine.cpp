@@ -191,6 +191,73 @@ void two_callers() {
     other.join();
 }
 
+// embed | pick | A by group, of ranks 24 and 7 | W beside it and B by group | logits
+struct Chooser {
+    static constexpr int RANK = 24;
+    std::vector<Panels> panels;
+    std::vector<float> table;
+    Engine engine;
+
+    Chooser(int threads, bool beside) : table(V * C), engine(threads, 1, V, ROWS) {
+        std::mt19937 random(11);
+        for (auto& v : table) v = std::normal_distribution<float>(0, 1)(random);
+        const int embedding = engine.table({"f32", V, C, reinterpret_cast<const std::uint8_t*>(table.data()), nullptr, 0});
+        const int shapes[][2] = {{V, C}, {RANK, C}, {V, RANK}, {7, C}, {V, 7}};
+        for (const auto& [rows, columns] : shapes) panels.push_back(random_panels(Kind::f32, rows, columns, random));
+        for (const auto& p : panels) engine.weight(p.weight);
+        const auto b = [](int id) { return Operand{Space::buffer, id, 0}; };
+        const std::size_t row = input_bytes(Input::f32, C) * ROWS;
+        const int x = engine.shared(Input::f32, C, 0, ROWS), last = engine.shared(Input::f32, C, row, ROWS),
+                  h = engine.shared(Input::f32, RANK, 2 * row, ROWS), logits = engine.logits();
+        engine.phase(true, false), engine.lane(C, 64, 0), engine.step({Op::embed, b(x), {}, embedding});
+        engine.phase(true, true), engine.lane(C, 64, 0), engine.step({Op::pick, b(last), {b(x)}});
+        if (beside) {
+            const int a = engine.weights({1, 3, -1});
+            engine.phase(false, true), engine.lane(RANK, 32, 0), engine.step({Op::choose, b(h), {b(last)}, a});
+        }
+        engine.phase(false, true), engine.lane(V, 32, 2);
+        const int y = engine.local(V, 0), z = engine.local(V, 1);
+        engine.step({Op::linear, b(beside ? y : logits), {b(last)}, 0});
+        if (beside) {
+            engine.step({Op::choose, b(z), {b(h)}, engine.weights({2, 4, -1})});
+            engine.step({Op::add, b(logits), {b(y), b(z)}});
+        }
+        engine.finish();
+    }
+
+    Floats run(const std::vector<int>& lengths, const std::vector<int>& groups, bool every, int from = 0) {
+        std::vector<std::int64_t> ids;
+        Floats state(lengths.size());
+        std::vector<float*> states;
+        for (std::size_t s = 0; s < lengths.size(); ++s) {
+            states.push_back(&state[s]);
+            for (int t = 0; t < lengths[s]; ++t) ids.push_back((from + 31 * static_cast<int>(s) + 7 * t) % V);
+        }
+        Floats logits((every ? ids.size() : lengths.size()) * V);
+        expect(engine.run(ids.data(), lengths, states, logits.data(), every, nullptr, nullptr, groups), "a run ends whole");
+        return logits;
+    }
+};
+
+void groups_choose_weights() {
+    const std::vector<int> lengths{3, 1, 5, 2, 9, 1, 4}, groups{0, 1, 1, -1, 2, 0, 1};
+    Chooser one(1, true), plain(1, false);
+    for (const bool every : {false, true}) {
+        Floats truth, without;
+        for (int s = 0; s < static_cast<int>(lengths.size()); ++s) {
+            const auto at = static_cast<std::size_t>(s);
+            const auto mine = one.run({lengths[at]}, {groups[at]}, every, 31 * s), bare = plain.run({lengths[at]}, {}, every, 31 * s);
+            expect(same(mine, bare) == (groups[at] == -1 || groups[at] == 2), "a group without a weight adds nothing");
+            truth.insert(truth.end(), mine.begin(), mine.end()), without.insert(without.end(), bare.begin(), bare.end());
+        }
+        for (int threads = 1; threads <= 4; ++threads) {
+            Chooser many(threads, true);
+            expect(same(many.run(lengths, groups, every), truth), "each sequence has its group's weights");
+            expect(same(many.run(lengths, {}, every), without), "and none where no groups are given");
+        }
+    }
+}
+
 template <class Do>
 void refused(Do wrong, const char* what) {
     try {
@@ -260,6 +327,20 @@ void wrong_plans() {
     refused([&] { fresh()->read(0, 1); }, "a read before there is anything");
     refused([&] { Engine(2, 64, 64, 8).finish(); }, "no plan");
     refused([&] { Engine(2, 64, 64, 8).weight({Kind::f32, 16, 1, p.weight.data + 4}); }, "misaligned panels");
+    refused([&] { fresh()->weights({0, 1}); }, "a choice of a weight that is not there");
+    refused([&] { fresh()->weights({}); }, "a choice of none");
+    refused([&] {
+        auto e = fresh();
+        e->weights({0, -1}), e->weights({0});
+    }, "choices of two numbers of groups");
+    refused([&] { step({Op::choose, b(1), {b(0)}, 0}); }, "a choice that is not there");
+    refused([&] {
+        auto e = fresh();
+        e->step({Op::choose, b(1), {b(0)}, e->weights({0})});
+    }, "codes are not chosen");
+    Chooser chooser(1, true);
+    refused([&] { chooser.run({1}, {3}, false); }, "a group that is not there");
+    refused([&] { chooser.run({1, 1}, {0}, false); }, "sequences without a group");
     Model model(1);
     refused([&] { model.engine->shared(Input::f32, 64, 0, ROWS); }, "a buffer after the end of the plan");
     refused([&] { model.engine->lane(64, 64, 0); }, "a lane after the end of the plan");
@@ -273,6 +354,7 @@ void wrong_plans() {
 int main() {
     law_of_rows();
     two_callers();
+    groups_choose_weights();
     wrong_plans();
     if (!failures) std::printf("test_engine: all is well\n");
     return failures ? 1 : 0;

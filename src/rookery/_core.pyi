@@ -55,6 +55,9 @@ class Engine:
     def weight(self, kind: str, rows: int, columns: int, data: npt.NDArray[np.uint8]) -> int:
         """Panels, used where they lie."""
 
+    def weights(self, by_group: Sequence[int]) -> int:
+        """A choice among weights by the group of a sequence; -1 where it has none. Every choice has as many groups."""
+
     def table(self, dtype: str, rows: int, columns: int, data: npt.NDArray[np.uint8]) -> int:
         """Rows as stored, used where they lie."""
 
@@ -79,8 +82,10 @@ class Engine:
         logits: npt.NDArray[np.float32],
         every: bool,
         times: npt.NDArray[np.float64] | None = None,
+        groups: Sequence[int] = (),
     ) -> None:
-        """Feed rows; states, logits [Q,V] and each phase's seconds are written in place.
+        """Feed rows; states, logits [Q,V] and each phase's seconds are written in place. `groups`: of each sequence, for
+        `weights`; -1, or none given: no weight.
 
         Other Python threads run meanwhile; Ctrl-C ends it.
         """

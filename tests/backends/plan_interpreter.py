@@ -61,6 +61,7 @@ class Step:
     state: int
     n: int
     eps: float
+    outputs: bool
 
 
 @dataclass
@@ -97,7 +98,8 @@ class Engine:
         self.rng = np.random.default_rng(self.seed)
         self.buffers: list[Buffer] = []
         self.constants: list[Array] = []
-        self.weights: list[tuple[str, Array]] = []
+        self.held: list[tuple[str, Array]] = []  # weights
+        self.choices: list[list[int]] = []
         self.tables: list[Array] = []
         self.phases: list[Phase] = []
         self.arena = np.empty(0, np.uint8)
@@ -125,7 +127,10 @@ class Engine:
     def weight(self, kind: str, rows: int, columns: int, data: Array) -> int:
         assert data.ctypes.data % 64 == 0
         values = Tensor(f"panel_{kind}", (rows, columns), data).float32()
-        return self._add(self.weights, (kind, values))
+        return self._add(self.held, (kind, values))
+
+    def weights(self, by_group: Sequence[int]) -> int:
+        return self._add(self.choices, list(by_group))
 
     def table(self, dtype: str, rows: int, columns: int, data: Array) -> int:
         return self._add(self.tables, Tensor(dtype, (rows, columns), data).float32())
@@ -154,7 +159,7 @@ class Engine:
         assert not buffer.local or (buffer.at < lane.slots and not self.phases[-1].by_rows)
         if op not in {*BINARY, *UNARY, "fma"}:
             assert all(index != out[1] for space, index, _ in inputs if space == 0), "a step overwrites its input"
-        lane.steps.append(Step(op, out, list(inputs), number, state, n, eps))
+        lane.steps.append(Step(op, out, list(inputs), number, state, n, eps, self.phases[-1].outputs))
 
     @staticmethod
     def _add(things: list[Any], thing: Any) -> int:
@@ -173,13 +178,22 @@ class Engine:
     # running
 
     @np.errstate(all="ignore")
-    def run(self, ids: Array, lengths: Array, states: Sequence[Array], logits: Array, every: bool) -> None:
+    def run(
+        self,
+        ids: Array,
+        lengths: Array,
+        states: Sequence[Array],
+        logits: Array,
+        every: bool,
+        groups: Sequence[int] = (),
+    ) -> None:
         assert len(ids) == sum(lengths) <= self.max_rows
         assert all(s.dtype == np.float32 and s.size == self.state_size for s in states)
         self.arena.view(np.float32)[:] = np.nan
         ends = np.cumsum(lengths)
         self.ids, self.states, self.out = ids, states, logits
         self.sequence = np.repeat(np.arange(len(lengths)), lengths)
+        self.groups = np.array(groups or [-1] * len(lengths))
         self.first, self.last = set((ends - lengths).tolist()), set((ends - 1).tolist())
         self.outputs = np.arange(len(ids)) if every else ends - 1
         assert logits.shape == (len(self.outputs), self.vocabulary)
@@ -277,10 +291,13 @@ class Piece:
                 shared = e._rows(e.buffers[s.inputs[0][1]])
                 return shared[rows]
             case "linear":
-                kind, w = e.weights[s.number]
+                kind, w = e.held[s.number]
                 assert e.buffers[s.inputs[0][1]].form in READS[kind]
                 x = self.read(s.inputs[0], whole=w.shape[1])
                 return np.matmul(w[None, self.c0 : self.c1], x[:, :, None])[:, :, 0]
+            case "choose":
+                rows = np.arange(self.r0, self.r1)
+                return np.stack([self.chosen(s, r) for r in (e.outputs[rows] if s.outputs else rows)])
             case "layer_norm":
                 x, weight, bias = map(self.read, s.inputs)
                 assert x.shape[1] == weight.shape[1]
@@ -303,6 +320,21 @@ class Piece:
                 recur = getattr(self, s.op)
                 return np.stack([recur(s, e.states[e.sequence[r]], *row) for r, row in by_row])
         raise ValueError(s.op)
+
+    def chosen(self, s: Step, r: int) -> Array:
+        """Of row r of all: by its group's matrix, NaN beside a narrow one."""
+        e, y = self.engine, np.full(self.c1 - self.c0, np.nan, np.float32)
+        group = e.groups[e.sequence[r]]
+        number = -1 if group < 0 else e.choices[s.number][group]
+        if number < 0:
+            return np.full_like(y, -0.0)
+        kind, w = e.held[number]
+        assert F32 in READS[kind]
+        own = int(np.flatnonzero(e.outputs == r)[0]) if s.outputs else r
+        x = self.read(s.inputs[0], slice(own, own + 1), whole=w.shape[1])[0]
+        part = w[self.c0 : self.c1] @ x
+        y[: len(part)] = part
+        return y
 
     def shifted(self, s: Step, r: int) -> Array:
         piece = self.engine.states[self.engine.sequence[r]][s.state + self.c0 : s.state + self.c1]

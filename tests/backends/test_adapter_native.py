@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from models import random_model
 from natives import FIXTURES, PROMPT, outcome
+from plan_interpreter import Core
 from test_law_of_rows import check_law
 
 from adapters_made import LINEARS, adapter
@@ -135,3 +137,106 @@ def test_an_adapter_upon_an_adapter_is_both(tmp_path: Path) -> None:
     chained = base.adapted(one).adapted(two)
     assert outcome(chained) == outcome(base.adapted(one, two))
     assert chained.weights.fingerprint == base.adapted(one, two).weights.fingerprint
+
+
+# -- together ----------------------------------------------------------------------------------------------------------
+
+
+def family(path: Path, **options: Any) -> list[Model]:
+    """A base, adapters of several ranks and places, and one that stands upon another."""
+    base = opened(path, **options)
+    of = base.weights
+    few = [p.name for p in of.params if p.kind in LINEARS][1::2]
+    one = base.adapted(adapter(of, seed=1))
+    return [
+        base,
+        one,
+        base.adapted(adapter(of, "pissa", seed=2, rank=7)),
+        base.adapted(adapter(of, seed=3, rank=17, names=few)),
+        base.adapted(adapter(of, "miss", seed=4, rank=5)),
+        one.adapted(adapter(of, seed=5, rank=1)),
+    ]
+
+
+def together(models: list[Model], rows: list[Any], every: bool) -> list[Any]:
+    """Logits and states of a step."""
+    states = [model.state().flat for model in models]
+    runner: Any = models[0].runner
+    outs = runner.together([model.runner for model in models], rows, states, every)
+    return list(zip(outs, states, strict=True))
+
+
+def check_together(models: list[Model]) -> None:
+    rng = np.random.default_rng(8)
+    for lengths in ([1] * 12, [3, 1, 40, 2, 1, 7, 130, 1, 64, 5, 1, 90], [1]):
+        who = [models[i] for i in rng.integers(0, len(models), len(lengths))]
+        rows = [rng.integers(0, 256, n) for n in lengths]
+        for every in (False, True):
+            for model, ids, (logits, state) in zip(who, rows, together(who, rows, every), strict=True):
+                wanted, after = model.forward(ids, every=every)
+                np.testing.assert_array_equal(logits, wanted)
+                assert state.tobytes() == after.flat.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_together_is_each_alone(version: str, threads: int) -> None:
+    models = family(FIXTURES / f"{version}.safetensors", threads=threads)
+    assert len({id(model.runner.family) for model in models}) == 1
+    assert len({outcome(model) for model in models}) == len(models)
+    check_together(models)
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0", "bf16"])
+def test_together_over_few_bits(dtype: str, tmp_path: Path) -> None:
+    quantise(random_model(tmp_path / "m.safetensors", "7", 5), tmp_path / "m.gguf", Plan(dtype))
+    check_together(family(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("method", ["dora", "whole"])
+def test_what_is_more_than_a_side_goes_alone(method: str) -> None:
+    base = opened(FIXTURES / "v7.safetensors")
+    other = base.adapted(adapter(base.weights, method))
+    upon = other.adapted(adapter(base.weights, seed=1))
+    assert other.runner.family is not base.runner.family
+    assert upon.runner.family not in (base.runner.family, other.runner.family)
+    assert base.adapted(adapter(base.weights)).runner.family is base.runner.family
+
+
+@pytest.mark.parametrize("version", ["v4", "v6", "v7"])
+def test_the_plan_of_a_family_is_right_in_any_order(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the interpreter: threads in any order, buffers that begin as NaN; against the reference, each alone."""
+    monkeypatch.setattr(_native, "core", Core(1))
+    models = family(FIXTURES / f"{version}.safetensors")
+    rows = [np.arange(3 + n % 3) * 9 + n for n in range(len(models))]
+    for every in (False, True):
+        for model, ids, (logits, _) in zip(models, rows, together(models, rows, every), strict=True):
+            alone = Model(model.weights, backends.runner(model.weights, "reference")).forward(ids, every=every)[0]
+            assert apart(logits, alone) <= ADAPTER_BESIDE
+
+
+def test_a_family_grows_and_forgets() -> None:
+    models = family(FIXTURES / "v7.safetensors")
+    base = models[0]
+    ids = [np.array([1, 2, 3])]
+    check_together(models[:2])
+    late = base.adapted(adapter(base.weights, seed=9))
+    check_together([base, late])
+    made: Any = base.runner.family
+    assert len(made._members) == len(models) + 1
+    del late, models[2:]
+    gc.collect()
+    assert len(made._members) == len(models)
+    assert together(models, ids * 2, False)
+    newest = base.adapted(adapter(base.weights, seed=10))
+    check_together([*models, newest])
+    assert len(made._groups) == len(models) + 1
+
+
+def test_the_weights_are_there_once_for_all(tmp_path: Path) -> None:
+    quantise(random_model(tmp_path / "from.safetensors", "6", 4, 256, 512), tmp_path / "m.gguf", Plan("q8_0"))
+    models = family(tmp_path / "m.gguf")
+    filled, groups = models[0].runner.family.plan([model.runner for model in models])
+    assert sorted(groups) == list(range(len(models)))
+    beside = sum(w.nbytes for model in models for pair in model.runner.sides.values() for w in pair)
+    assert filled.engine.weight_bytes == models[0].runner.engine.weight_bytes + beside

@@ -41,6 +41,7 @@ def check_alone(load: list[Ask]) -> None:
 @pytest.mark.parametrize("version", ["v4", "v5.2", "v6", "v7"])
 def test_a_batch_of_several_adapters_is_each_alone(version: str, backend: str) -> None:
     models = adapted(tiny(version, backend))
+    models.append(models[0].adapted(adapter(models[0].weights, "dora", seed=5)))
     load = [ask for n, model in enumerate(models) for ask in asks(model, 12)[n :: len(models)]]
     run(Engine(models[0], max_batch=8), load[::-1])
     check_alone(load)
@@ -56,49 +57,55 @@ def test_on_a_trained_model() -> None:
     check_alone(load)
 
 
-def counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences each of its steps has."""
+def heard(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences each step of any of them has."""
     calls: list[int] = []
-    step: Callable[..., Any] = model.runner.step
 
-    def counting(rows: Any, states: Any, every: bool = False) -> Any:
-        calls.append(len(rows))
-        return step(rows, states, every)
+    def counting(do: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def step(*given: Any) -> Any:
+            calls.append(len(given[at]))
+            return do(*given)
 
-    monkeypatch.setattr(model.runner, "step", counting)
+        return step
+
+    for model in models:
+        runner = model.runner
+        monkeypatch.setattr(runner, "step", counting(runner.step, 0))
+        monkeypatch.setattr(runner, "together", counting(runner.together, 1))
     return calls
 
 
-def test_sequences_of_one_adapter_share_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = adapted(tiny())
-    load = [Ask(model, V7, 10) for model in (*models, *models[1:], models[2])]
-    calls = [counted(model, monkeypatch) for model in models]
-    engine = Engine(models[0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_step_for_all_that_can_share_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On native every sequence but DoRA's, whose base is scaled; elsewhere those of one adapter."""
+    base = tiny(backend=backend)
+    models = [*adapted(base), base.adapted(adapter(base.weights, "dora"))]
+    load = [Ask(model, V7, 10) for model in (*models, *models)]
+    calls = heard(models, monkeypatch)
+    engine = Engine(base)
     for ask in load:
         engine.submit(ask.sequence)
-    drive(engine, lambda: len(engine._opened) == len(load) or engine.stats()["running"] == len(load))
-    for each in calls:
-        each.clear()
+    drive(engine, lambda: engine.stats()["running"] == len(load))
     while all(not ask.over for ask in load):
-        before = [len(each) for each in calls]
+        calls.clear()
         engine.step()
-        assert all(len(each) - n <= 1 for each, n in zip(calls, before, strict=True))
-    assert [max(each) for each in calls] == [1, 2, 3]
+        assert sorted(calls) == ([2, 6] if backend == "native" else [2, 2, 2, 2])
     check_alone(load)
 
 
-def test_an_adapter_that_fails_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = adapted(tiny())
+def test_an_adapter_that_fails_takes_no_other_step_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny()
+    models = [*adapted(base, 1), base.adapted(adapter(base.weights, "dora"))]
     load = [Ask(model, V7, 10) for model in models]
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("this one is broken")
 
-    monkeypatch.setattr(models[1].runner, "step", broken)
-    run(Engine(models[0]), load)
-    (event,) = [e for e in load[1].events if isinstance(e, Failed)]
+    monkeypatch.setattr(models[2].runner, "step", broken)
+    run(Engine(base), load)
+    (event,) = [e for e in load[2].events if isinstance(e, Failed)]
     assert str(event.error) == "this one is broken"
-    check_alone([load[0], load[2]])
+    check_alone(load[:2])
 
 
 def test_a_sequence_cannot_begin_with_the_bases_state() -> None:

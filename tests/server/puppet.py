@@ -40,6 +40,10 @@ class Puppet:
             out.append(np.stack(each) if every else each[-1])
         return out
 
+    @property
+    def family(self) -> Puppet:
+        return self
+
     def listen(self, listener: Any, names: Any = ()) -> None:
         """Nobody has asked for its inner points yet."""
 

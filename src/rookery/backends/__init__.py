@@ -42,6 +42,21 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def family(self) -> object:
+        """Runners of one family can step `together`."""
+        ...
+
+    def together(
+        self,
+        runners: Sequence[Any],
+        rows: Sequence[npt.NDArray[np.int64]],
+        states: Sequence[npt.NDArray[Any]],
+        every: bool = False,
+    ) -> list[npt.NDArray[Any]]:
+        """`step`, sequence b by runners[b], which are of this one's family, to the bits of each one's own step."""
+        ...
+
     def adapted(self, weights: Weights) -> Runner:
         """Another Runner, alike but of `weights`: this one's with adapters beside them. What is the same in both is in
         memory once where the back end can share it; threads may use the two side by side.

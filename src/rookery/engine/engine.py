@@ -126,9 +126,9 @@ class Engine:
         """One step; whether there was anything to do."""
         self._take_in()
         work = self._scheduler.plan(self._running)
-        for (model, kind), part in self._groups(work).items():
+        for (_, kind), part in self._groups(work).items():
             try:
-                self._compute(model, kind, part)
+                self._compute(kind, part)
             except Exception as error:  # of the back end: these are lost, the others go on
                 log.warning("a step of %d tokens failed: %s", sum(rows for _, rows in part), error)
                 for sequence in {branch.sequence for branch, _ in part}:
@@ -195,16 +195,21 @@ class Engine:
     def _model(self, sequence: Sequence) -> Model:
         return sequence.model or self.model
 
-    def _groups(self, work: Iterable[tuple[Branch, int]]) -> dict[tuple[Model, str], Work]:
-        """The work of a step by its model and by what is wanted of it; the law of rows makes the parts invisible."""
-        groups: defaultdict[tuple[Model, str], Work] = defaultdict(list)
+    def _groups(self, work: Iterable[tuple[Branch, int]]) -> dict[tuple[object, str], Work]:
+        """The work of a step by who can do it together and by what is wanted of it; the law of rows makes the parts
+        invisible.
+        """
+        groups: defaultdict[tuple[object, str], Work] = defaultdict(list)
         for branch, rows in work:
-            groups[self._model(branch.sequence), _kind(branch)].append((branch, rows))
+            runner, kind = self._model(branch.sequence).runner, _kind(branch)
+            groups[runner if kind == "hidden" else runner.family, kind].append((branch, rows))
         return groups
 
-    def _compute(self, model: Model, kind: str, part: Work) -> None:
+    def _compute(self, kind: str, part: Work) -> None:
         """Feed these and do what follows. `kind`: "plain", or with "every" row's logits, or what is "hidden"."""
         heard: list[Array] = []
+        runners = [self._model(branch.sequence).runner for branch, _ in part]
+        model = self._model(part[0][0].sequence)
         if kind == "hidden":
             last = f"layers.{model.config.n_layer - 1}.resid"
             ours = threading.get_ident()  # others may use the model meanwhile, and would be heard, too
@@ -212,7 +217,10 @@ class Engine:
         try:
             ids = [branch.todo[branch.at : branch.at + rows] for branch, rows in part]
             flats = [branch.state.flat for branch, _ in part]
-            outs = model.runner.step(ids, flats, kind == "every")
+            if all(runner is model.runner for runner in runners):
+                outs = model.runner.step(ids, flats, kind == "every")
+            else:
+                outs = model.runner.together(runners, ids, flats, kind == "every")
         finally:
             if kind == "hidden":
                 model.runner.listen(None)

@@ -125,6 +125,37 @@ class Weight:
 
 
 @dataclass(eq=False)
+class Choice:
+    """A matrix for each group of sequences; None for a group that has none."""
+
+    each: tuple[Weight | None, ...]
+
+    @property
+    def there(self) -> list[Weight]:
+        return [w for w in self.each if w is not None]
+
+    @property
+    def name(self) -> str:
+        return f"{self.there[0].name}, {len(self.there)} of {len(self.each)}"
+
+    @property
+    def rows(self) -> int:
+        return max(w.rows for w in self.there)
+
+    @property
+    def columns(self) -> int:
+        return max(w.columns for w in self.there)
+
+
+@dataclass(eq=False)
+class Choices:
+    """What runs beside a linear, by groups: both of its matrices."""
+
+    a: Choice
+    b: Choice
+
+
+@dataclass(eq=False)
 class Table:
     """The embedding: rows as stored, widened one by one as they are used."""
 

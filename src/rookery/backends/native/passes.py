@@ -17,8 +17,9 @@ from rookery.backends.native.plan import MAX_ROWS, Buffer, Call, Lane, Operand, 
 from rookery.backends.native.symbols import BF16, CODES, F32, Constant, Program, Step, Symbol
 
 BY_ROWS = {"embed", "pick", "layer_norm"}  # need a whole row, and nothing but rows
-BY_COLUMNS = {"linear", "shift", "wkv4", "wkv6", "wkv7"}  # need many rows, or much work for a single one
-APART = {"linear", "shift", "pick"}  # read beside their own rows and columns: only what an earlier phase wrote
+BY_COLUMNS = {"linear", "choose", "shift", "wkv4", "wkv6", "wkv7"}  # need many rows, or much work for a single one
+# read beside their own rows and columns: only what an earlier phase wrote
+APART = {"linear", "choose", "shift", "pick"}
 IN_PLACE = {"add", "subtract", "multiply", "divide", "negative", "exp", "tanh", "sigmoid", "silu", "relu", "fma"}
 FORMS = {"f32": F32, "bf16": BF16, "codes": CODES}
 

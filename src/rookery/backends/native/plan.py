@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rookery import _native
-from rookery.backends.native.pack import Table, Weight
+from rookery.backends.native.pack import Choice, Table, Weight
 from rookery.backends.native.symbols import F32, Constant
 
 MAX_ROWS = 256  # of one run
@@ -50,7 +50,7 @@ class Call:
     op: str
     out: Buffer
     inputs: tuple[Operand, ...]
-    weight: Weight | Table | None = None
+    weight: Weight | Table | Choice | None = None
     state: int = -1
     n: int = 0
     eps: float = 0.0
@@ -96,7 +96,8 @@ class Plan:
     def weights(self) -> list[Weight]:
         """The matrices in the order in which a run reads them, each once."""
         used = (call.weight for phase in self.phases for lane in phase.lanes for call in lane.calls)
-        return list(dict.fromkeys(w for w in used if isinstance(w, Weight)))
+        each = (w for x in used for w in (x.there if isinstance(x, Choice) else [x]))
+        return list(dict.fromkeys(w for w in each if isinstance(w, Weight)))
 
     def describe(self) -> str:
         """One line a phase, lane and step, for people. @ shared (byte), # local (slot), c constant."""
@@ -119,7 +120,7 @@ class Filled:
         self.plan = plan
         self.engine = _native.core.Engine(threads, state_size, vocabulary, MAX_ROWS)
         self._buffers: dict[Any, int] = {}
-        self._weights: dict[Weight | Table, int] = {}
+        self._weights: dict[Weight | Table | Choice, int] = {}
         self._constants = [self.engine.constant(values) for values in plan.constants]
         for phase in plan.phases:
             self.engine.phase(phase.by_rows, phase.outputs)
@@ -157,11 +158,13 @@ class Filled:
             self._buffers[key] = made
         return self._buffers[key]
 
-    def _weight(self, w: Weight | Table) -> int:
+    def _weight(self, w: Weight | Table | Choice) -> int:
         if w not in self._weights:
             if isinstance(w, Table):
                 rows, columns = w.shape
                 self._weights[w] = self.engine.table(w.stored.dtype, rows, columns, w.stored.data)
+            elif isinstance(w, Choice):
+                self._weights[w] = self.engine.weights([-1 if x is None else self._weight(x) for x in w.each])
             else:
                 self._weights[w] = self.engine.weight(w.kind, w.rows, w.columns, w.data)
         return self._weights[w]

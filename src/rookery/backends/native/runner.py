@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rookery import _native
 from rookery.architecture import Param
 from rookery.backends.native import passes
+from rookery.backends.native.family import Family
 from rookery.backends.native.pack import Memory, Table, Weight, pack
 from rookery.backends.native.plan import MAX_ROWS, Filled, Plan
 from rookery.backends.native.symbols import program
@@ -67,11 +68,13 @@ class Runner:
             _native.core.isa()
         except ValueError as error:  # of ROOKERY_ISA
             raise BackendError(str(error)) from None
-        self.config, self.threads = weights.config, threads or cores()
+        self.weights, self.config, self.threads = weights, weights.config, threads or cores()
         if self.threads > MOST_THREADS:
             raise InputError(f"threads {threads}: the native back end takes 1 to {MOST_THREADS}")
         self._exact = dtype == "float32"
         self.arithmetic = "native float32" if self._exact else "native as stored"
+        self.sides: dict[str, tuple[Weight, Weight]] = {}  # beside the matrix of this name
+        self.made: dict[str, Any] = {}  # what the version file gets, by name
         self._held: list[Weight | Table] = []
         self._shared = {} if base is None else {id(held.tensor): held for held in base._held}
         self._plans: dict[frozenset[str], Filled] = {}  # by the points heard: the bare one, and the last beside it
@@ -88,6 +91,8 @@ class Runner:
             raise BackendError(
                 f"{weights.path}: the native back end has no room for {error}; backend='reference' runs this model"
             ) from error
+        self.family: Family = base.family if base is not None and base._kin(self) else Family()
+        self.family.join(self)
         own = [w for w in self._held if id(w.tensor) not in self._shared]
         self.memory = Memory.of(part for w in own for part in (w.parts if isinstance(w, Weight) else [w]))
 
@@ -97,8 +102,19 @@ class Runner:
         """
         return Runner(weights, "float32" if self._exact else None, threads=self.threads, base=self)
 
+    def _kin(self, other: Runner) -> bool:
+        """Whether all that they differ in are matrices beside the weights."""
+        mine, theirs = self.weights, other.weights
+        if any(side.gain is not None for side in (*mine.sides.values(), *theirs.sides.values())):
+            return False
+        return all(mine.tensors[p.name] is theirs.tensors[p.name] for p in mine.params)
+
     def _param(self, param: Param, tensor: Tensor) -> Any:
-        """What the version file gets: vectors as numbers, matrices as handles."""
+        self.made[param.name] = self._made(param, tensor)
+        return self.made[param.name]
+
+    def _made(self, param: Param, tensor: Tensor) -> Any:
+        """Vectors as numbers, matrices as handles."""
         if param.kind == "vector":
             return tensor.float32().reshape(param.shape)
         if param.kind == "state":
@@ -113,9 +129,10 @@ class Runner:
 
     def _side(self, param: Param, side: Side) -> SimpleNamespace:
         """Both matrices as they are, whatever the base's type: their inputs are never rounded."""
-        pair = {name: Weight(f"{param.name}:{name}", Tensor.of(getattr(side, name))) for name in ("a", "b")}
-        self._held += pair.values()
-        return SimpleNamespace(gain=side.gain, **{name: SimpleNamespace(weight=w) for name, w in pair.items()})
+        a, b = (Weight(f"{param.name}:{name}", Tensor.of(getattr(side, name))) for name in ("a", "b"))
+        self.sides[param.name] = a, b
+        self._held += [a, b]
+        return SimpleNamespace(a=SimpleNamespace(weight=a), b=SimpleNamespace(weight=b), gain=side.gain)
 
     @property
     def engine(self) -> Any:
@@ -136,12 +153,13 @@ class Runner:
         wanted = frozenset([names] if isinstance(names, str) else names) if listener else BARE
         if wanted not in self._plans:
             bare = {taps: filled for taps, filled in self._plans.items() if taps == BARE}
-            self._plans = bare | {wanted: self._planned(wanted)}
+            self._plans = bare | {wanted: self.fill(self._model, wanted)}
         self._filled, self.listener = self._plans[wanted], listener
 
-    def _planned(self, wanted: frozenset[str]) -> Filled:
+    def fill(self, model: SimpleNamespace, wanted: frozenset[str] = BARE) -> Filled:
+        """An engine with the plan of these parameters."""
         with np.errstate(all="ignore"):
-            steps = program(self.config, self._model, wanted)
+            steps = program(self.config, model, wanted)
         known = {*steps.taps, *(name.split(".", 2)[2] for name in steps.taps)}
         if unknown := sorted(wanted - known):
             raise InputError(f"no point {unknown[0]!r} in {self.config.name}; points are named as layers.0.att.k")
@@ -152,14 +170,36 @@ class Runner:
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         """See `backends.Runner`. Raises BackendError if memory runs out."""
         try:
-            return self._step(rows, states, every)
+            return self._step(self._filled, rows, states, every)
         except MemoryError:
-            raise BackendError(
-                f"out of memory in a step of {sum(map(len, rows)):,} tokens; feed fewer at once"
-            ) from None
+            raise _out_of_memory(rows) from None
 
-    def _step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool) -> list[Array]:
-        filled, listener, vocabulary = self._filled, self.listener, self.config.n_vocab
+    def together(
+        self,
+        runners: Sequence[Runner],
+        rows: Sequence[npt.NDArray[np.int64]],
+        states: Sequence[Array],
+        every: bool = False,
+    ) -> list[Array]:
+        """See `backends.Runner`: the base's weights are read once for all."""
+        try:
+            filled, groups = self.family.plan(runners)
+            order = sorted(range(len(rows)), key=groups.__getitem__)  # rows of one adapter go side by side
+            moved = [rows[b] for b in order], [states[b] for b in order]
+            outs = self._step(filled, *moved, every, [groups[b] for b in order])
+        except MemoryError:
+            raise _out_of_memory(rows) from None
+        return [out for _, out in sorted(zip(order, outs, strict=True), key=lambda pair: pair[0])]
+
+    def _step(
+        self,
+        filled: Filled,
+        rows: Sequence[npt.NDArray[np.int64]],
+        states: Sequence[Array],
+        every: bool,
+        groups: Sequence[int] = (),
+    ) -> list[Array]:
+        listener, vocabulary = self.listener, self.config.n_vocab
         each = np.empty((sum(map(len, rows)) if every else 0, vocabulary), np.float32)
         last = [each[:0]] * len(rows)
         heard: dict[str, list[Array]] = {name: [] for name in filled.plan.taps}
@@ -169,7 +209,9 @@ class Runner:
             lengths = np.array([cut.end - cut.begin for cut in run], np.int64)
             logits = each[at : at + len(ids)] if every else np.empty((len(run), vocabulary), np.float32)
             with self._hearing if heard else nullcontext():
-                filled.engine.run(ids, lengths, [states[cut.sequence] for cut in run], logits, every)
+                mine = [groups[cut.sequence] for cut in run] if groups else []
+                flats = [states[cut.sequence] for cut in run]
+                filled.engine.run(ids, lengths, flats, logits, every, groups=mine)
                 for name, pieces in heard.items():
                     pieces.append(self._hear(filled, name, len(ids)))
             if not every:
@@ -187,6 +229,10 @@ class Runner:
         tap = filled.plan.taps[name]
         values: Array = filled.read(tap, rows)
         return values.reshape(rows, self.config.n_head, -1) if tap.headed else values
+
+
+def _out_of_memory(rows: Sequence[Array]) -> BackendError:
+    return BackendError(f"out of memory in a step of {sum(map(len, rows)):,} tokens; feed fewer at once")
 
 
 @dataclass(frozen=True, slots=True)

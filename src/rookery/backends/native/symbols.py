@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rookery.architecture import Config, forward, version
 from rookery.architecture.vocabulary import Params, Vocabulary
-from rookery.backends.native.pack import Table, Weight
+from rookery.backends.native.pack import Choice, Choices, Table, Weight
 from rookery.state import pieces
 
 Constant: TypeAlias = npt.NDArray[np.float32]
@@ -32,7 +32,7 @@ class Step:
     op: str
     width: int
     inputs: tuple[Symbol | Constant, ...] = ()
-    weight: Weight | Table | None = None
+    weight: Weight | Table | Choice | None = None
     state: int = -1  # where its piece begins in the flat state
     n: int = 0  # head size, of steps that work by heads
     eps: float = 0.0
@@ -129,13 +129,20 @@ class Ops(Vocabulary):
     def embed(self, weight: Table, ids: None) -> Symbol:
         return self._add(Step("embed", weight.shape[1], weight=weight))
 
+    def linear(self, w: Params, x: Symbol) -> Symbol:
+        side = getattr(w, "side", None)
+        if not isinstance(side, Choices):
+            return super().linear(w, x)  # type: ignore[no-any-return]
+        return self.dense(w, x) + self.matmul(self.matmul(x, side.a), side.b)
+
     def dense(self, w: Params, x: Symbol) -> Symbol:
         return self.matmul(x, w.weight)
 
-    def matmul(self, x: Symbol, a: Weight) -> Symbol:
+    def matmul(self, x: Symbol, a: Weight | Choice) -> Symbol:
         if a.columns != x.width:
             raise ValueError(f"{a.name} reads {a.columns} columns, not {x.width}")
-        return self._add(Step("linear", a.rows, (x,), weight=a, outputs=x.step.outputs))
+        op = "choose" if isinstance(a, Choice) else "linear"
+        return self._add(Step(op, a.rows, (x,), weight=a, outputs=x.step.outputs))
 
     def pick(self, x: Symbol) -> Symbol:
         """[R,C] -> the rows that give logits."""

@@ -42,6 +42,21 @@ class Runner:
         self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None  # what it returns goes on
         self._hearing: Hearing | None = None
 
+    @property
+    def family(self) -> Runner:
+        """See `backends.Runner`: of each its own."""
+        return self
+
+    def together(
+        self,
+        runners: Sequence[Runner],
+        rows: Sequence[npt.NDArray[np.int64]],
+        states: Sequence[Array],
+        every: bool = False,
+    ) -> list[Array]:
+        """See `backends.Runner`: all are this one."""
+        return self.step(rows, states, every)
+
     def adapted(self, weights: Weights) -> Runner:
         """See `backends.Runner`; nothing is shared, and adapters are merged."""
         return Runner(weights, str(self.dtype), str(self.device))
