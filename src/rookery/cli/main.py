@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a model from nothing",
     "tune": "tune a model on examples: an adapter, a state or all of it",
     "merge": "write a base and its adapters as one model",
+    "plan": "say what tuning or serving a model will take",
     "data": "tokenise text for training",
     "bench": "measure speed and memory",
     "lab": "watch, push and compare states",
