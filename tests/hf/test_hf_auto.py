@@ -98,6 +98,22 @@ def test_what_is_saved_bears_the_usual_loaders_names(name: str, prefix: str, fol
     assert {key: written.get(key) for key in same} == {key: usual[key] for key in same}
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_state_dicts_in_names_of_files(name: str, folder: Folder) -> None:
+    """What Trainer loads when it goes on, and what torch.load gives of a .pth."""
+    model = RwkvForCausalLM.from_pretrained(folder(name))
+    wanted = logits_of(model)
+    source = "gosling" if name == "gosling" else FIXTURES / f"{name}.safetensors"
+    for tensors in (formats.read(folder(name)).tensors, weights.load(source).tensors):
+        state = {key: torch.from_numpy(t.float32().copy()) for key, t in tensors.items()}
+        for p in model.parameters():
+            torch.nn.init.zeros_(p)
+        model.load_state_dict(state)
+        np.testing.assert_array_equal(logits_of(model), wanted)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(state | {"nonsense": torch.zeros(3)})
+
+
 def test_files_that_are_no_folders(tmp_path: Path) -> None:
     assert RwkvForCausalLM.from_pretrained("gosling").config.eos_token_id == 0
     weights.convert(FIXTURES / "v6.safetensors", tmp_path / "v6.pth")

@@ -62,6 +62,7 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         table = network.get_parameter("emb.weight")
         self.emb: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.blocks, self.ln_out, self.head = network.blocks, network.ln_out, network.head
+        self.register_load_state_dict_pre_hook(_renamed)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,9 +112,10 @@ class RwkvForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise InputError("forward wants either input_ids or inputs_embeds")
         if not x.shape[1]:
             raise InputError("no tokens; forward wants at least one")
+        resets = _documents(kwargs.pop("position_ids", None), len(x))
         cache = given(self.config.architecture, state if past_key_values is None else past_key_values, len(x), x.device)
         every = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden, states = self._hidden(x, cache.states, mask, _documents(kwargs.pop("position_ids", None)), bool(every))
+        hidden, states = self._hidden(x, cache.states, mask, resets, bool(every))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(hidden[-1][:, keep])
         loss = None
@@ -222,10 +224,22 @@ def _network(config: RwkvConfig) -> Network:
     return Network(c, tree(blank, lambda p, _: torch.empty(p.shape, dtype=dtype)))  # type: ignore[arg-type]
 
 
-def _documents(position_ids: Tensor | None) -> Tensor | None:
-    """Where documents begin in packed rows [B,T]; None if nowhere but at the first position."""
+def _documents(position_ids: Tensor | None, batch: int) -> Tensor | None:
+    """Where documents begin in packed rows [B,T] (or [1,T] for all); None if nowhere but at the first position."""
     if position_ids is None:
         return None
-    begins = position_ids == 0
-    begins[..., 0] = False
+    begins = (position_ids == 0).expand(batch, -1).clone()
+    begins[:, 0] = False
     return begins if bool(begins.any()) else None
+
+
+def _renamed(model: RwkvForCausalLM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A state dict in a file's names, such as Trainer loads when it goes on, in those of the modules."""
+    mine = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    own = model.state_dict()
+    if all(name in own and own[name].shape == t.shape for name, t in mine.items()):
+        return
+    for name in mine:
+        del state[prefix + name]
+    found = tensors.named_by_blinkdl(model.config.architecture, mine)
+    state.update({prefix + name: t for name, t in found.items()})

@@ -53,3 +53,18 @@ def named_by_loaders(config: Config, state: dict[str, torch.Tensor]) -> dict[str
     table = [p for p in version(config).params(config) if p.name in state]
     tensors = {p.name: of_torch(p.name, state[p.name]).reshape(*p.file_shape) for p in table}
     return {name: to_torch(t) for name, t in hf.from_blinkdl(tensors, config.version[0]).items()}
+
+
+def named_by_blinkdl(config: Config, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The reverse of `named_by_loaders`, of names and shapes as any file has them; what is unknown stays as it is."""
+    table = version(config).params(config)
+    shapes, unused = {p.name: p.shape for p in table}, {p.name for p in table if p.optional}
+    known = {name: t for name, t in state.items() if t.dtype in NAMES}
+    found = hf.to_blinkdl("a state dict", {name: of_torch(name, t) for name, t in known.items()})
+    ours = {name: to_torch(t) for name, t in found.items() if name not in unused}
+    fitting = {name: t.reshape(shapes[name]) if _fits(t, shapes.get(name)) else t for name, t in ours.items()}
+    return fitting | {name: t for name, t in state.items() if name not in known}
+
+
+def _fits(tensor: torch.Tensor, shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
