@@ -61,9 +61,8 @@ def measure(path: str, o: argparse.Namespace) -> None:
     print(f"\n{path}: {base.weights.parameters / 1e6:,.1f} M parameters, {runner.threads} threads, rank {o.rank}")
     if adapted:
         one: Any = adapted[0].runner
-        beside, room, weights = sum(one.memory.copied.values()), one.engine.arena_bytes, runner.engine.weight_bytes
-        print(f"an adapter: {beside / 1e6:.1f} MB of weights, {room / 1e6:.1f} MB to work in", end="; ")
-        print(f"the base {weights / 1e6:.1f} MB, once")
+        beside, weights = sum(one.memory.copied.values()), runner.engine.weight_bytes
+        print(f"an adapter: {beside / 1e6:.1f} MB of weights; the base {weights / 1e6:.1f} MB, once")
     for sequences in o.sequences:
         ways = [
             (n, together) for n in o.adapters if n <= sequences for together in ((True, False) if n > 1 else (False,))

@@ -78,11 +78,15 @@ class Runner:
         self._held: list[Weight | Table] = []
         self._shared = {} if base is None else {id(held.tensor): held for held in base._held}
         self._plans: dict[frozenset[str], Filled] = {}  # by the points heard: the bare one, and the last beside it
+        self._filled: Filled | None = None  # the one that runs; None: the family's
         self.listener: Callable[[str, Array], object] | None = None
         self._hearing = threading.RLock()  # what is heard lies in the engine until its next run
         try:
             with np.errstate(all="ignore"):  # what a damaged weight does shows in the logits
                 self._model = tree(weights, self._param, self._side)
+            self._joined = base is not None and base._kin(self)
+            self.family: Family = base.family if base is not None and self._joined else Family()
+            self.family.join(self)
             self.listen(None)
         except MemoryError:
             wanted = sum(w.tensor.nbytes for w in self._held)
@@ -91,14 +95,12 @@ class Runner:
             raise BackendError(
                 f"{weights.path}: the native back end has no room for {error}; backend='reference' runs this model"
             ) from error
-        self.family: Family = base.family if base is not None and base._kin(self) else Family()
-        self.family.join(self)
         own = [w for w in self._held if id(w.tensor) not in self._shared]
         self.memory = Memory.of(part for w in own for part in (w.parts if isinstance(w, Weight) else [w]))
 
     def adapted(self, weights: Weights) -> Runner:
         """A Runner of `weights`, which are this one's with adapters: where a tensor is the same, it reads the panels
-        that are there. Its `memory` is what it has besides.
+        that are there. Its `memory` is what it has besides; where that runs beside the weights, both share an engine.
         """
         return Runner(weights, "float32" if self._exact else None, threads=self.threads, base=self)
 
@@ -137,11 +139,15 @@ class Runner:
     @property
     def engine(self) -> Any:
         """The core's: its threads, isa, weight_bytes, arena_bytes and bare stream()."""
-        return self._filled.engine
+        return self._running.engine
 
     @property
     def plan(self) -> Plan:
-        return self._filled.plan
+        return self._running.plan
+
+    @property
+    def _running(self) -> Filled:
+        return self._filled or self.family.plan([self])[0]
 
     def listen(self, listener: Callable[[str, Array], object] | None, names: Iterable[str] = ()) -> None:
         """From now on call `listener(name, rows)` after each step for each point named: "layers.3.att.k", or "att.k"
@@ -151,6 +157,10 @@ class Runner:
         name that no point of this model has.
         """
         wanted = frozenset([names] if isinstance(names, str) else names) if listener else BARE
+        if self._joined and wanted == BARE:
+            self.family.plan([self])  # what is wrong with it shows now
+            self._filled = self.listener = None
+            return
         if wanted not in self._plans:
             bare = {taps: filled for taps, filled in self._plans.items() if taps == BARE}
             self._plans = bare | {wanted: self.fill(self._model, wanted)}
@@ -169,6 +179,8 @@ class Runner:
 
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         """See `backends.Runner`. Raises BackendError if memory runs out."""
+        if self._filled is None:
+            return self.together([self] * len(rows), rows, states, every)
         try:
             return self._step(self._filled, rows, states, every)
         except MemoryError:
