@@ -15,6 +15,7 @@ import rookery
 from adapters_made import adapter
 from rookery import Model, State
 from rookery.errors import AdapterError, InputError, StateError
+from rookery.store import beginning
 from rookery.weights.adapters import file
 
 PROMPT = "Then she went to the"
@@ -168,10 +169,23 @@ def test_stored_talks_after_a_restart(family: Family, tmp_path: Path) -> None:
             assert answer["model"] == id
             assert [i["content"] for i in answer["output"]] == [i["content"] for i in expected[id]]
     with Here(family.base, store=store) as alone:
-        assert said(alone, "two", previous_response_id=ids["begun"])["model"] == "gosling"  # its state came along
-        answer = asked(alone, "/v1/responses", input="two", previous_response_id=ids["one"])
-        assert answer.status_code == 400
-        assert "another model" in answer.json()["error"]["message"]
+        assert said(alone, "two", previous_response_id=ids["gosling"])["model"] == "gosling"
+        for id, words in (("begun", "the state that this talk began with is lost"), ("one", "another model")):
+            answer = asked(alone, "/v1/responses", input="two", previous_response_id=ids[id])
+            assert answer.status_code == 400
+            assert words in answer.json()["error"]["message"]
+
+
+def test_a_state_of_the_server_is_not_kept_for_each_talk(family: Family, serving: Callable[..., Here]) -> None:
+    server = serving(family.base, **family.settings)
+    talk = said(server, "one", model="begun")["rookery"]["state"]
+    kept = server.service.store
+    with server.client() as client:
+        data = client.get(f"/v1/states/{talk}/export").content
+        client.post("/v1/states", content=data)
+    begun = [beginning(listed.name) for listed, _ in kept.talks()]
+    assert len(begun) == 2
+    assert [kept.get(key) is not None for key in begun] == [True, False]  # the last used first: what came in is kept
 
 
 def test_a_state_that_all_begin_with(family: Family, serving: Callable[..., Here]) -> None:

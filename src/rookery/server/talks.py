@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from rookery.server.talk_ids import Id, parse, unknown
 from rookery.server.talk_lists import Info, Listed, entry, listed
 from rookery.session import Session, settings
 from rookery.session.head import Head
-from rookery.session.tree import Live, Place, Point, Reading, Tree, initial, new
+from rookery.session.tree import INITIAL, Live, Place, Point, Reading, Tree, initial, new
 from rookery.session.turns import Turn, drawn, turn
 from rookery.state import State
 from rookery.store import MAIN, Node, Store, Talk
@@ -63,9 +64,10 @@ class _Hot:
 
 
 class Talks:
-    """`others`: models besides `model` that talks may be held with. `template`: of new talks that name none. `read`:
-    who reads tokens whose state is not known (default: the model, in the caller's thread). `hot`: talks at hand;
-    `budget`: bytes of states at hand.
+    """`others`: models besides `model` that talks may be held with. `initials`: states that talks may begin with and
+    that are always there, so that the store keeps no copy for each talk. `template`: of new talks that name none.
+    `read`: who reads tokens whose state is not known (default: the model, in the caller's thread). `hot`: talks at
+    hand; `budget`: bytes of states at hand.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Talks:
         template: chat.Template | None = None,
         *,
         others: Sequence[Model] = (),
+        initials: Sequence[State] = (),
         templates: Sequence[chat.Template] = (),
         read: Read | None = None,
         hot: int = HOT,
@@ -83,6 +86,7 @@ class Talks:
         """templates: others that talks may have been begun with, besides the built-in ones."""
         self.model, self.store, self._limit = model, store, hot
         self._models = {each.weights.fingerprint: each for each in (model, *others)}
+        self._initials = {sha256(state.flat.tobytes()).hexdigest(): state for state in initials}
         self._template = template
         self._templates = [made for made in (template, *templates) if made is not None]
         self._read = read or (lambda tree, reading: tree.follow(reading))
@@ -112,6 +116,7 @@ class Talks:
         drawn_from = of.sampler(sampling, seed).seed
         noted = settings.noted(chosen, system, think, tools, drawn_from, owner, title)
         tree = new(of, self.store, talk_ids.fresh(owner), noted, state, self._live)
+        tree.lends_initial = noted_initial(tree.talk) in self._initials
         hot = self._add(tree.talk.name, _Hot(tree, chosen or settings.template(None, tree)))
         return Session.standing(Head(tree, MAIN, None, created=False), hot.template, sampling)
 
@@ -287,7 +292,8 @@ class Talks:
 
     def _initial(self, model: Model, talk: Talk) -> State:
         try:
-            return initial(model, self.store, talk)
+            given = self._initials.get(noted_initial(talk) or "")
+            return initial(model, self.store, talk, given and State(model.config, given.flat, model.weights))
         except StateError:
             raise StateError("the state that this talk began with is lost; begin a new talk") from None
 
@@ -297,6 +303,12 @@ class Talks:
             if settings.source(known) == noted:
                 return known
         return settings.template(noted, tree)
+
+
+def noted_initial(talk: Talk) -> str | None:
+    """The digest of the state of its own that it began with."""
+    found: str | None = json.loads(talk.settings).get(INITIAL)
+    return found
 
 
 def called(node: Node) -> str:

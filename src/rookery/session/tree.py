@@ -95,6 +95,8 @@ class Tree:
     Threads may share it. Talks of two owners never share a state.
     """
 
+    lends_initial = False  # whether the state that the talk began with is another's to keep
+
     def __init__(self, model: Model, store: Store, talk: Talk, initial: State, live: Live | None = None) -> None:
         self.model, self.store, self.talk, self.initial = model, store, talk, initial
         self.nodes: dict[str, Node] = {}
@@ -236,7 +238,7 @@ class Tree:
         """Have the store keep the state that the talk began with, if it is one of its own. Raises StoreError,
         CannotWrite.
         """
-        if INITIAL in json.loads(self.talk.settings):
+        if INITIAL in json.loads(self.talk.settings) and not self.lends_initial:
             self.store.put(beginning(self.talk.name), self.snapshot(Point(None, self.initial), 0), keep=True)
 
     def put(self, prefix: Prefix, point: Point) -> None:
