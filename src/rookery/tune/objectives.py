@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from rookery.tune import references
 from rookery.tune.config import ObjectiveSettings, Settings
 from rookery.tune.pairs import PairData
 
-BETA = {"dpo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.0}  # the papers' own
+BETA = MappingProxyType({"dpo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.0})  # the papers' own; orpo has none
 
 
 def dpo(policy: Tensor, reference: Tensor, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
