@@ -179,6 +179,8 @@ def test_a_part_that_does_not_fit(made: Part, said: str) -> None:
         ({file.SCALES: "{}"}, "scale of"),
         ({file.SCALES: "[1]"}, "is damaged"),
         ({file.SCALES: '{"x": NaN}'}, "is damaged"),
+        ({file.SCALES: '{"x": 1' + "0" * 400 + "}"}, "is damaged"),
+        ({file.SCALES: '{"x": 1e300}'}, "is damaged"),
         ({file.QUANT: "fp3"}, "'fp3'"),
         ({file.KIND: "state"}, "not an adapter"),
     ],

@@ -285,6 +285,14 @@ def test_rows_that_will_not_do(row: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_without_an_assistant_turn_is_refused() -> None:
+    template = chat.load(
+        "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}\n\n{% endif %}{% endfor %}"
+    )
+    with pytest.raises(InputError, match="has no assistant turn; wanted one that has"):
+        Writer(BYTES, template).talk(talk("a", "b"))
+
+
 def test_settings_that_will_not_do() -> None:
     with pytest.raises(InputError, match=r"data\.mask = 'replies': reply, last or all is wanted"):
         Writer(BYTES, chat.load("world"), "replies")

@@ -146,6 +146,21 @@ def test_the_loss_is_the_mean_over_what_is_trained(make: Make) -> None:
     assert loss == pytest.approx(float(each[share > 0].mean()), rel=1e-5)
 
 
+def test_the_last_validation_is_noted_before_the_last_checkpoint(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed as soon as that is written has nothing left to do but the export."""
+    tuner, save = make("steps=3"), Tuner.save
+
+    def then_killed(self: Tuner) -> None:
+        save(self)
+        raise RuntimeError("the power is gone")
+
+    monkeypatch.setattr(Tuner, "save", then_killed)
+    with pytest.raises(RuntimeError, match="power"):
+        tuner.run()
+    before, after = tuner.losses()
+    assert (tuner.done, after != before) == (3, True)
+
+
 def test_another_run_in_the_folder(make: Make) -> None:
     make("steps=3").run()
     with pytest.raises(InputError, match=r"another run: adapter\.rank was 4 and is 5"):
@@ -162,7 +177,7 @@ def test_the_rate_of_every_step(make: Make) -> None:
     assert rates[7] == pytest.approx(0.0055)
     assert rates[12] == pytest.approx(0.001)
     assert make("lr_init=0", "method=state").settings.optimiser.lr_init == config.RATES["state"]
-    assert make("lr_init=0").settings.optimiser.lr_init == config.RATES["lora"] * config.WIDTH / 12
+    assert make("lr_init=0").settings.optimiser.lr_init == pytest.approx(config.RATES["lora"] * config.WIDTH / 12)
 
 
 def test_epochs_say_how_many_steps(make: Make) -> None:
@@ -175,6 +190,10 @@ def test_epochs_say_how_many_steps(make: Make) -> None:
     [
         ("method=lara", "lora, rslora"),
         ("rank=0", "1 or more"),
+        ("rank=13", r"blocks\.0\.att\.receptance\.weight is \[12, 12\], so 12 is the largest"),
+        ("gamma=nan", "0 or more"),
+        ("targets=[]", "one or more"),
+        ("train=", "a .jsonl file"),
         ("quant=fp4", "none, int8 or nf4"),
         ("targets=atention", "means no tensor"),
         ("hold_out=0.9", "0 to 0.5"),
@@ -185,3 +204,9 @@ def test_epochs_say_how_many_steps(make: Make) -> None:
 def test_settings_that_cannot_be(make: Make, override: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(override)
+
+
+def test_what_cannot_be_with_a_method(make: Make) -> None:
+    for method, override in (("state", "full=*.ln*"), ("state", "dropout=0.1"), ("full", "dropout=0.1")):
+        with pytest.raises(InputError, match=f"with {method}, which"):
+            make(f"method={method}", override)

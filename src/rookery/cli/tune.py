@@ -8,7 +8,6 @@ from typing import Any
 
 from rookery.cli import options
 from rookery.cli import train as training
-from rookery.errors import InputError
 
 INTERRUPTED = 130
 
@@ -57,8 +56,6 @@ def _alone(args: argparse.Namespace) -> int:
 
 
 def _show(trainer: Any) -> int:
-    if not hasattr(trainer.data, "texts"):
-        raise InputError("--show: pairs are not shown yet; it shows what is learnt by objective = sft")
     training.say(trainer.summary())
     for i, text in enumerate(trainer.data.texts(0)):
         print(f"--- row {i + 1}\n{text}")

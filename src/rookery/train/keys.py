@@ -151,7 +151,7 @@ class Keys(Generic[S]):
             return str(value)
         if hint == tuple[str, ...]:
             if isinstance(value, str):
-                return (value,)
+                return (value,) if value else ()  # "" as a path would be the folder one is in
             if isinstance(value, list) and all(isinstance(v, str) for v in value):
                 return tuple(value)
         if hint == dict[str, int]:

@@ -231,12 +231,16 @@ class Trainer:
         loss, norm = self.step()
         if report:
             report.step(self.done, loss, rate, norm, self.done * self.settings.tokens_a_step)
-        if self._due(run.validate_every):
+        if self._validates():
             self._validate(report)
         if self._due(run.sample_every) and report and not self.parallel.sharded:
             self._sample(report)
         if self._due(run.save_every):
             self.save()
+
+    def _validates(self) -> bool:
+        """Whether the step just taken is followed by a validation."""
+        return self._due(self.settings.run.validate_every)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.done % every == 0 or self.done == self.settings.steps)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rookery.architecture import Param, version
 from rookery.backends.torch import Network
+from rookery.errors import InputError
 from rookery.formats.tensor import Array
 from rookery.tune.config import AdapterSettings, Settings
 from rookery.tune.modules import METHODS, Adapted, Initial, means, targets
@@ -20,7 +21,8 @@ from rookery.weights.adapters.adapter import LOW_RANK
 def attach(network: Network, s: Settings, start: Array) -> None:
     """Freeze `network` but for what `s.adapter` says, which is put in its place.
 
-    `start` [n]: the state before the first token, for state tuning. Raises InputError for targets that are none.
+    `start` [n]: the state before the first token, for state tuning. Raises InputError for targets that are none and
+    ranks that are too large.
     """
     a = s.adapter
     network.requires_grad_(False)
@@ -44,6 +46,8 @@ def attach(network: Network, s: Settings, start: Array) -> None:
         home, _, leaf = p.name.removesuffix(".weight").rpartition(".")
         parent = network.get_submodule(home) if home else network
         rank = _rank(a, p)
+        if rank > min(p.shape):
+            raise InputError(f"adapter.rank = {rank}: {p.name} is {list(p.shape)}, so {min(p.shape)} is the largest")
         alpha = s.alpha * (rank / a.rank if a.alpha == 0 else 1)
         setattr(parent, leaf, METHODS[a.method](getattr(parent, leaf), rank, alpha, a.dropout, generator))
 

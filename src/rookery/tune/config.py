@@ -155,7 +155,7 @@ class Settings:
 NOT_NEGATIVE = (
     "group_norm_eps", "alpha", "epochs", "steps", "micro_batch", "lr_init", "lr_final", "warmup_steps", "adam_eps",
     "weight_decay", "grad_clip", "l2wrap", "slice", "head_chunk", "threads", "validate_every", "validate_tokens",
-    "sample_every", "seed", "beta", "odds", "desirable", "undesirable",
+    "sample_every", "seed", "beta", "gamma", "odds", "desirable", "undesirable",
 )  # fmt: skip
 
 # Names of RWKV-LM-LoRA and RWKV-PEFT, and ours.
@@ -268,6 +268,9 @@ def check(s: Settings) -> None:
         (a.quant not in ("none", "int8", "nf4"), "quant", a.quant, "none, int8 or nf4"),
         (a.quant != "none" and a.method in ("pissa", "full"), "quant", a.quant,
          f"none with {a.method}, which changes the base itself; lora, dora, miss and state can"),
+        (a.method not in ("full", "state") and not (a.targets or a.full), "targets", a.targets, "one or more"),
+        (a.method == "state" and a.full, "full", a.full, "none with state, which trains no tensor of the model"),
+        (a.dropout and a.method in ("full", "state"), "dropout", a.dropout, f"0 with {a.method}, which has no adapter"),
         (a.dropout and s.run.slice, "dropout", a.dropout, "0 with slice, which runs every slice twice"),
         (not 0 <= d.hold_out <= 0.5, "hold_out", d.hold_out, "0 to 0.5"),
         (d.ctx_len < 1, "ctx_len", d.ctx_len, "1 or more"),

@@ -126,8 +126,9 @@ class Writer:
 
     @cached_property
     def _around(self) -> tuple[str, str]:
-        """What the template writes before and after a reply that is the last."""
+        """What the template writes before and after a reply that is the last. Raises InputError where it has none."""
         asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
+        silent = False
         for head in ([], [Message(role="system", content="")]):  # some insist on a system message
             try:
                 bare = self.template.render([*head, asked], reply=True).removesuffix(self._begun)
@@ -136,6 +137,10 @@ class Writer:
                 continue
             if found and before.startswith(bare):
                 return before[len(bare) :], after
+            silent = silent or not found
+        if silent:
+            name = self.template.name
+            raise InputError(f"cannot be written: the template {name} has no assistant turn; wanted one that has")
         return "", ""
 
     def _followed(self, reply: _Piece, text: str) -> _Piece:

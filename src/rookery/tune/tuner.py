@@ -153,10 +153,8 @@ class Tuner(Trainer):
         if self.done == 0:
             self._validate(report)
 
-    def _one(self, report: Report | None) -> None:
-        super()._one(report)
-        if self.done == self.settings.steps and not self.settings.run.validate_every:
-            self._validate(report)
+    def _validates(self) -> bool:
+        return super()._validates() or self.done == self.settings.steps
 
     def _validate(self, report: Report | None) -> None:
         loss = self.held_out() if report else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import fields
 from typing import Any
@@ -17,6 +16,7 @@ from rookery.weights.adapters.adapter import KINDS, Adapter, Bat, Dora, LowRank,
 
 KIND, SCALES = "rookery.kind", "rookery.scales"
 METHOD, QUANT = "rookery.method", "rookery.quant"
+LARGEST = float(np.finfo(np.float32).max)
 FINGERPRINT, LINEAGE = "rookery.base.fingerprint", "rookery.base.lineage"
 
 # Which arrays a part has tells its kind; Miss and Bat are told apart by their axes.
@@ -71,7 +71,7 @@ def of_file(file: formats.File) -> Adapter:
 def _scales(path: str, text: str) -> dict[str, float]:
     try:
         found = json.loads(text)
-        if isinstance(found, dict) and all(type(v) in (int, float) and math.isfinite(v) for v in found.values()):
+        if isinstance(found, dict) and all(type(v) in (int, float) and abs(v) <= LARGEST for v in found.values()):
             return found
     except (ValueError, RecursionError):
         pass

@@ -12,7 +12,7 @@ from rookery.errors import AdapterError
 from rookery.formats.raw import brief
 from rookery.formats.tensor import Array, Tensor
 from rookery.weights.adapters.adapter import Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
-from rookery.weights.adapters.file import FINGERPRINT, KIND, LINEAGE, METHOD, QUANT, SCALES
+from rookery.weights.adapters.file import FINGERPRINT, KIND, LARGEST, LINEAGE, METHOD, QUANT, SCALES
 
 ALPHA = "rookery.alpha"
 METHODS: dict[type[Part], str] = {LowRank: "lora", Dora: "dora", Pissa: "pissa", Miss: "miss", Bat: "bat"}
@@ -29,7 +29,7 @@ def numbers(path: str, name: str, tensor: Tensor) -> Array:
 
 def number(path: str, name: str, value: Any) -> float:
     """A setting that must be a number that float32 holds. Raises AdapterError."""
-    if type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max):  # NaN is not
+    if type(value) in (int, float) and abs(value) <= LARGEST:  # NaN is not
         return float(value)
     raise AdapterError(f"{path}: {name} is {brief(str(value))}; a finite number is wanted")
 
