@@ -200,5 +200,7 @@ def test_a_talk_belongs_to_its_adapter(rookery: Any, made: Any) -> None:
 def test_the_terminal_says_what_is_beside_the_model() -> None:
     from rookery.cli import options
 
-    args = SimpleNamespace(model="models/base.gguf", adapter=["a/story.safetensors", "tone.pth"])
-    assert options.model_name(args) == "base + story + tone"  # type: ignore[arg-type]
+    args = SimpleNamespace(
+        model="models/base.gguf", adapter=["a/story.safetensors", "tone/adapter.safetensors", "peft/"]
+    )
+    assert options.model_name(args) == "base + story + tone + peft"  # type: ignore[arg-type]

@@ -233,4 +233,10 @@ def load_with_state(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def model_name(args: argparse.Namespace) -> str:
     """What to call the model that the flags describe."""
-    return " + ".join(os.path.splitext(os.path.basename(path))[0] for path in (args.model, *args.adapter))
+    return " + ".join(map(_called, (args.model, *args.adapter)))
+
+
+def _called(path: str) -> str:
+    """A file's name; of OUT/adapter.safetensors, as `rookery tune` writes it, OUT."""
+    name = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+    return os.path.basename(os.path.dirname(os.path.abspath(path))) if name == "adapter" else name
