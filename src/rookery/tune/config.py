@@ -22,7 +22,7 @@ OBJECTIVES = ("sft", "dpo", "orpo", "simpo", "kto")
 # wider the model is, as 1 / width; a state, which is added to at every token, does not.
 WIDTH = 192
 RATES = MappingProxyType(
-    {"lora": 3e-3, "rslora": 1e-3, "dora": 3e-3, "pissa": 3e-3, "miss": 3e-3, "full": 1e-3, "state": 0.3}
+    {"lora": 3e-3, "rslora": 3e-3, "dora": 3e-3, "pissa": 3e-3, "miss": 3e-3, "full": 1e-3, "state": 0.3}
 )  # fmt: skip
 
 
