@@ -23,6 +23,7 @@ import numpy as np
 
 import rookery
 from rookery.bench import memory
+from rookery.tune.plan_serve import TRANSFORMERS
 
 GIGA, MEGA = 1e9, 1e6
 RWKV = {  # layers, width
@@ -31,12 +32,6 @@ RWKV = {  # layers, width
     "RWKV-7 1.5B": (24, 2048),
     "RWKV-7 2.9B": (32, 2560),
     "RWKV-7 7.2B": (32, 4096),
-}
-TRANSFORMERS = {  # layers, key-value heads, head size: from their published configurations
-    "Qwen2.5-0.5B": (24, 2, 64),
-    "Qwen2.5-1.5B": (28, 2, 128),
-    "Llama-3.2-3B": (28, 8, 128),
-    "Llama-3.1-8B": (32, 8, 128),
 }
 CONTEXTS = (1_000, 10_000, 100_000)
 
@@ -48,7 +43,7 @@ def computed() -> dict[str, dict[str, float]]:
         numbers = layers * (2 * width + 64 * width)
         found[f"{name}, float32"] = {f"{n:,}": GIGA / (4 * numbers) for n in CONTEXTS}
         found[f"{name}, float16"] = {f"{n:,}": GIGA / (2 * numbers) for n in CONTEXTS}
-    for name, (layers, heads, size) in TRANSFORMERS.items():
+    for name, (layers, heads, size, _) in TRANSFORMERS.items():
         token = 2 * layers * heads * size * 2
         found[name] = {f"{n:,}": GIGA / (token * n) for n in CONTEXTS}
     return found
