@@ -8,11 +8,11 @@ Measured: a fresh process makes the tuner, takes two steps, and says how far its
 file) rose above what it held after tuning a tiny model. Twice: with an allocator that gives freed pieces back at once,
 which is what the plan counts, and with the C library's default, which keeps some and is faster.
 
-Published: theirs is what the whole process takes on the card, ours what tensors take. At 0.1B, where there is little
-else, theirs is 1.6 GB more: the CUDA context, DeepSpeed's buffers, what the allocator keeps, and logits of all rows at
-once (1024 x 65,536 in 16 and 32 bits, with their gradients), of which ours makes 64 MB at a time. Then they grow by less
-a parameter than ours: embedding, head and the model's own low-rank pairs are 16 bits there and float32 here (0.8 GB
-more at 2.9B), and PiSSA's changed base stays float32 here.
+Published: theirs is what a whole process takes on the card, ours what tensors take. At 0.1B, where there is little
+else, theirs is 1.6 GB more: the CUDA context, DeepSpeed's buffers, what the allocator keeps, and probably the logits of
+all rows at once (1024 x 65,536), of which ours makes 64 MB at a time. From there they grow by less a parameter than
+ours: embedding, head and the model's own low-rank pairs are 16 bits there and float32 here (0.8 GB more at 2.9B), and
+the base that PiSSA changes stays float32 here.
 """
 
 from __future__ import annotations
