@@ -185,7 +185,7 @@ def _aligned(row: list[str], wide: list[int]) -> list[str]:
 def _serve(args: argparse.Namespace) -> int:
     from rookery.tune import plan_serve
 
-    if args.measure and args.shape:
+    if args.measure and args.shape is not None:
         raise InputError("--measure with --serve wants a model to run: -m FILE")
     config, weights = _model(args)
     type = (args.type or ("" if weights else "q8_0")).lower()
@@ -250,7 +250,7 @@ def _serve_page(p: Any, bandwidth: float | None, price: float | None) -> str:
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     """The sizes, and the weights where there is a file."""
-    if args.shape:
+    if args.shape is not None:
         from rookery.tune import shapes
 
         return shapes.find(args.shape), None
@@ -267,9 +267,10 @@ def _bytes(n: float) -> str:
 def _size(text: str) -> int:
     """An argparse type: bytes, as 16GB, 24GiB, 1.5e9."""
     found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if not found:
+    size = float(found[1]) * UNITS[(found[2] or "").upper()] if found else float("inf")
+    if size == float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: 16GB, 24GiB or a number of bytes is wanted")
-    return int(float(found[1]) * UNITS[(found[2] or "").upper()])
+    return int(size)
 
 
 def _positive(text: str) -> float:

@@ -15,6 +15,7 @@ from rookery.errors import InputError
 from rookery.train import shape
 
 HEAD_SIZE, WORLD, PILE = 64, 65_536, 50_277
+MOST_LAYERS = 1000  # every tensor of each is listed
 _RANKS = {  # of v7, by what a model is called: w and a, v, g
     "0.1b": (64, 32, 128),
     "0.4b": (64, 32, 128),
@@ -40,7 +41,7 @@ _SIZES: Mapping[str, tuple[str, int, Mapping[str, tuple[int, int]]]] = {  # fami
     ),
 }  # fmt: skip
 NAMES = tuple(f"{family}-{name}" for family, (_, _, sizes) in _SIZES.items() for name in sizes)
-_SHAPE = re.compile(r"v(4|5|5\.0|5\.1|5\.2|6|7):(\d+)x(\d+)((?:,\w+=\d+)*)")
+_SHAPE = re.compile(r"v(4|5|5\.0|5\.1|5\.2|6|7):(\d{1,7})x(\d{1,7})((?:,\w+=\d{1,7})*)")
 GRAMMAR = "v7:24x2048 (version, layers, width; then vocab=, ffn=, head=, w= a= v= g= maa= decay= with commas)"
 
 
@@ -81,6 +82,8 @@ def _made(text: str, version: str, layers: int, width: int, more: dict[str, int]
     own |= more
     if layers < 1 or min(own.values()) < 1 or width < 1:
         raise InputError(f"--shape {text}: every size is 1 or more")
+    if layers > MOST_LAYERS:
+        raise InputError(f"--shape {text}: {layers:,} layers; {MOST_LAYERS:,} at most are counted")
     if version != "4" and width % own["head"]:
         raise InputError(f"--shape {text}: a width of {width} is not a multiple of the head size {own['head']}")
     return _config(version, layers, width, own["vocab"], own["ffn"], own["head"], {r: own[r] for r in ranks})
