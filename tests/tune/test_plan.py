@@ -102,7 +102,7 @@ def test_a_real_step_holds_what_is_counted(version: str, case: dict[str, Any]) -
 
 @pytest.mark.parametrize("case", [{"method": "full"}, {"grad_cp": True}], ids=["full", "recomputed"])
 def test_a_deep_model_is_counted_by_its_ends(case: dict[str, Any]) -> None:
-    deep = replace(shapes.find(SMALL), n_layer=7)
+    deep = replace(shapes.find(SMALL), n_layer=6)
     s = settings(**case)
     short, whole = counted.counted(deep, s, "bf16", 2, 1), counted._run(deep, s, "bf16", 2, 1)
     assert (short.trained, short.weights) == (whole.trained, whole.weights)
@@ -139,15 +139,14 @@ def test_less_memory_where_it_is_asked_for() -> None:
 
 
 def test_a_frozen_base_has_no_gradients_of_its_own() -> None:
-    full, state_alone, lora = (of("rwkv7-g1-0.1b", method=m, context=16) for m in ("full", "state", "lora"))
+    full, state_alone, lora = (of("v7:2x768,vocab=8192", method=m, context=16) for m in ("full", "state", "lora"))
     assert state_alone.flops_per_token / full.flops_per_token == pytest.approx(2 / 3, abs=0.01)
     assert state_alone.flops_per_token < lora.flops_per_token < 1.1 * state_alone.flops_per_token
 
 
-@pytest.mark.parametrize(("case", "free"), [({}, 400_000_000), ({}, 9_000_000)])
-def test_what_fits_fits_and_no_more_does(case: dict[str, int], free: int) -> None:
-    config, s = shapes.find(SMALL), settings(**case)
-    found = plan.fitted(config, s, "bf16", free, of(**case))
+def test_what_fits_fits_and_no_more_does() -> None:
+    config, s, free = shapes.find(SMALL), settings(), 9_000_000
+    found = plan.fitted(config, s, "bf16", free, of())
     assert found.longest_context
     assert found.largest_batch
 
