@@ -89,7 +89,8 @@ class Dora(Lora):
         self.magnitude = nn.Parameter(self.weight().norm(dim=1))
 
     def _gain(self) -> Tensor:
-        return self.magnitude / super().changed().detach().norm(dim=1)
+        length: Tensor = super().changed().detach().norm(dim=1)
+        return self.magnitude / length
 
     def forward(self, x: Tensor) -> Tensor:
         return self._gain() * super().forward(x)
