@@ -12,6 +12,10 @@ import httpx
 import pytest
 from serving import Process
 
+import rookery
+from adapters_made import adapter
+from rookery.weights.adapters import file
+
 CHROMIUM = browser.find()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 
@@ -231,3 +235,30 @@ def test_the_files_may_talk_with_their_own_server_only(gosling_process: Process)
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert "http" not in policy
+
+
+def test_a_new_talk_has_the_model_that_is_chosen_and_keeps_it(process: Callable[..., Process], tmp_path: Path) -> None:
+    model = rookery.load("gosling")
+    file.write(tmp_path / "one.safetensors", adapter(model.weights))
+    server = process("--adapter", f"one={tmp_path / 'one.safetensors'}")
+    assert CHROMIUM is not None
+    page = browser.Browser(CHROMIUM, tmp_path / "profile")
+    try:
+        page.go(server.url)
+        page.wait(f"{texts('#models option')}.join() === 'gosling,one'")
+        page.run(
+            "window.asked = []; const given = window.fetch; window.fetch = (path, o) => {"
+            "if (o.body) window.asked.push(JSON.parse(o.body).model ?? null); return given(path, o) }"
+        )
+        page.run(f"{find('#models select')}.value = 'one'")
+        say(page, "Hello", 1)
+        page.run(f"{find('#models select')}.value = 'gosling'")
+        say(page, "Go on", 2)
+        assert page.run("window.asked") == ["one", None]
+        with server.client() as client:
+            (talk,) = client.get("/v1/states").json()["data"]
+            turns = client.get(f"/v1/states/{talk['id']}").json()["turns"]
+            assert {client.get(f"/v1/responses/{turn['id']}").json()["model"] for turn in turns} == {"one"}
+        assert page.troubles == []
+    finally:
+        page.close()

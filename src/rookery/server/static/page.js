@@ -297,13 +297,16 @@ const strip = {
 // ---- saying something
 
 function request(text) {
-  const body = { model: view.model, input: text, stream: true, stream_options: { include_state_delta: true } };
+  const body = { input: text, stream: true, stream_options: { include_state_delta: true } };
   for (const field of byId("fields").querySelectorAll("input[type=number]")) {
     if (field.value !== "") body[field.name] = Number(field.value);
   }
   const instructions = byId("fields").elements.instructions.value.trim();
   if (view.at) body.previous_response_id = view.at;
-  else if (instructions) body.instructions = instructions;
+  else {
+    body.model = byId("fields").elements.model.value || view.model;
+    if (instructions) body.instructions = instructions;
+  }
   return body;
 }
 
@@ -376,10 +379,20 @@ function keepFields() {
   form.oninput = () => remembered.setItem("fields", JSON.stringify(Object.fromEntries(new FormData(form))));
 }
 
+// Where there is more than one model, those to choose from.
+function offer(names) {
+  const choice = byId("fields").elements.model;
+  const kept = JSON.parse(remembered.getItem("fields") ?? "{}").model;
+  choice.replaceChildren(...names.map((name) => new Option(name)));
+  if (names.includes(kept)) choice.value = kept;
+  byId("models").hidden = names.length < 2;
+}
+
 async function start() {
   const models = await get("/v1/models");
   view.model = models.data[0].id;
   byId("model").textContent = view.model;
+  offer(models.data.map((each) => each.id));
   const [state, at] = JSON.parse(remembered.getItem("at") ?? "[]");
   if (!state) return drawList();
   await enter(state, at).catch((error) => {
