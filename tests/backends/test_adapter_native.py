@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,8 @@ def test_what_is_more_than_a_side_goes_alone(method: str) -> None:
     assert other.runner.family is not base.runner.family
     assert upon.runner.family not in (base.runner.family, other.runner.family)
     assert base.adapted(adapter(base.weights)).runner.family is base.runner.family
+    [(logits, _)] = together([other], [np.array([1, 2, 3])], False)
+    np.testing.assert_array_equal(logits, other.forward([1, 2, 3])[0])
 
 
 @pytest.mark.parametrize("version", ["v4", "v6", "v7"])
@@ -230,6 +233,18 @@ def test_a_family_grows_and_forgets() -> None:
     newest = base.adapted(adapter(base.weights, seed=10))
     check_together([*models, newest])
     assert len(made._groups) == len(models) + 1
+
+
+def test_what_an_adapter_took_is_free_when_it_goes() -> None:
+    models = family(FIXTURES / "v7.safetensors")[:3]
+    together(models, [np.array([1])] * 3, False)
+    runner: Any = models[2].runner
+    sides = [weakref.ref(w) for pair in runner.sides.values() for w in pair]
+    assert sides
+    del runner, models[2:]
+    gc.collect()
+    assert not any(w() for w in sides)
+    check_together(models)
 
 
 def test_the_weights_are_there_once_for_all(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from rookery.backends.native.pack import Choice, Choices
 from rookery.backends.native.plan import Filled
@@ -32,15 +32,23 @@ class Family:
     def join(self, runner: Runner) -> None:
         with self._lock:
             self._members[runner] = len(self._members)
+        finalize(runner, self._left).atexit = False
 
     def plan(self, runners: Sequence[Runner]) -> tuple[Filled, list[int]]:
         """The plan, made anew where it lacks one of `runners`; and the group of each."""
         with self._lock:
-            if self._filled is None or any(runner not in self._groups for runner in runners):
+            filled = self._filled
+            if filled is None or any(runner not in self._groups for runner in runners):
                 there = list(self._members)
-                self._filled = self._planned(there)
+                filled = self._filled = self._planned(there)
                 self._groups = WeakKeyDictionary({runner: n for n, runner in enumerate(there)})
-            return self._filled, [self._groups[runner] for runner in runners]
+            return filled, [self._groups[runner] for runner in runners]
+
+    def _left(self) -> None:
+        """The plan holds what a member that has gone had beside the weights. No lock: the collector may call this
+        while it is held.
+        """
+        self._filled = None
 
     def _planned(self, there: Sequence[Runner]) -> Filled:
         first = there[0]

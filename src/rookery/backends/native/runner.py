@@ -179,10 +179,11 @@ class Runner:
 
     def step(self, rows: Sequence[npt.NDArray[np.int64]], states: Sequence[Array], every: bool = False) -> list[Array]:
         """See `backends.Runner`. Raises BackendError if memory runs out."""
-        if self._filled is None:
+        own = self._filled  # once: another thread may begin or end to listen meanwhile
+        if own is None:
             return self.together([self] * len(rows), rows, states, every)
         try:
-            return self._step(self._filled, rows, states, every)
+            return self._step(own, rows, states, every)
         except MemoryError:
             raise _out_of_memory(rows) from None
 
@@ -194,6 +195,8 @@ class Runner:
         every: bool = False,
     ) -> list[Array]:
         """See `backends.Runner`: the base's weights are read once for all."""
+        if self._filled is not None and all(runner is self for runner in runners):
+            return self.step(rows, states, every)
         try:
             filled, groups = self.family.plan(runners)
             order = sorted(range(len(rows)), key=groups.__getitem__)  # rows of one adapter go side by side
