@@ -237,6 +237,13 @@ def test_what_is_held_out_is_never_trained(tmp_path: Path) -> None:
     assert trained <= set(epoch(more))  # a row stays on its side
 
 
+def test_rows_that_are_alike_are_held_out_apart() -> None:
+    """Of every fifty neighbours some, as chance has it."""
+    rows = [json.dumps({"prompt": "x", "completion": f"{n:04}"}).encode() for n in range(1000)]
+    held = [documents._chosen(row, 0.2) for row in rows]
+    assert all(1 < sum(held[n : n + 50]) < 25 for n in range(0, 1000, 50))
+
+
 def test_validation_files_are_held_out(tmp_path: Path) -> None:
     files = write(tmp_path / "rows.jsonl", *pairs(30)), write(tmp_path / "held.jsonl", *pairs(35)[30:])
     for pack in (True, False):

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import rookery
 import tolerances
 from rookery import weights
+from rookery.cli import train as training
 from rookery.errors import InputError
 from rookery.train import report
 from rookery.tune import config
@@ -204,6 +205,48 @@ def test_epochs_say_how_many_steps(make: Make) -> None:
 def test_settings_that_cannot_be(make: Make, override: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(override)
+
+
+def test_flags_of_others() -> None:
+    """RWKV-PEFT's scripts: understood, or said to be something else here."""
+    read = config.load(None, [
+        "train=x", "optim=adam", "merge=0",
+        'lora_config={"lora_load": "", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.01}',
+    ]).adapter  # fmt: skip
+    assert (read.rank, read.alpha, read.dropout) == (8, 32, 0.01)
+    for flag, said in (
+        ('lora_config={"lora_load": "a.pth", "lora_r": 8}', "lora_load = 'a.pth': a run begins anew"),
+        ("lora_load=a.pth", "a run begins anew"),
+        ('peft_config={"r": 8, "use_dora": true}', "'use_dora' is not understood"),
+        ("merge=1", "rookery merge"),
+        ("optim=muon", "AdamW is the optimiser"),
+        ("lora_parts=5", "parts are att"),
+        ("quant=[1]", "none, int8 or nf4"),
+    ):
+        with pytest.raises(InputError, match=said):
+            config.load(None, ["train=x", flag])
+    words = ["--sft_field", "query", "response", "--train_parts", "time", "ln", "--rank", "4", "run.toml"]
+    assert training.parser().parse_args(words).settings == [
+        "sft_field=query response",
+        "train_parts=time ln",
+        "rank=4",
+        "run.toml",
+    ]
+
+
+def test_a_run_that_left_no_checkpoint_begins_its_metrics_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make("steps=2")
+
+    def killed(self: Tuner, report: object) -> None:
+        raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as m:
+        m.setattr(Tuner, "_one", killed)
+        with pytest.raises(RuntimeError, match="power"):
+            first.run()
+    again = make("steps=2", "mask=all")
+    again.run()
+    assert [row["step"] for row in report.read(again.out / report.METRICS)] == [0, 1, 2, 2]
 
 
 def test_what_cannot_be_with_a_method(make: Make) -> None:

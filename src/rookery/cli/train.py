@@ -18,6 +18,9 @@ from rookery.errors import InputError, TrainingError
 MISTAKE, INTERRUPTED = 2, 130
 
 
+LISTS = ("train_parts", "lora_parts", "sft_field")  # RWKV-PEFT's flags of several words
+
+
 class Flags(options.Parser):
     """Takes RWKV-LM's `--n_layer 12` as the override n_layer=12."""
 
@@ -35,6 +38,8 @@ class Flags(options.Parser):
             name, equals, value = word[2:].partition("=")
             if not equals:
                 value = left.pop(0) if left and not left[0].startswith("--") else "true"
+                while name in LISTS and left and not left[0].startswith("--") and "=" not in left[0]:
+                    value += " " + left.pop(0)
             out.append(f"{name.replace('-', '_')}={value}")
         return out
 

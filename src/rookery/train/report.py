@@ -132,11 +132,13 @@ class Report:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the lines about steps after `step`, and a last line that was cut short; the file is replaced atomically."""
+    """Drop the lines about steps after `step` (0: all, a run begins anew), and a last line that was cut short; the file
+    is replaced atomically.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if step and _step_of(line) <= step]
     if len(kept) != len(lines):
         with atomic_write(path) as file:
             file.writelines(kept)

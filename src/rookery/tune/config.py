@@ -174,8 +174,17 @@ OLD_NAMES = MappingProxyType(
 )
 NEEDLESS = training.OLD_AND_NEEDLESS - {"train_type", "epoch_steps", "epoch_count", "accumulate_grad_batches"} | {
     "version", "my_testing", "n_layer", "n_embd", "n_vocab", "vocab_size", "head_size", "head_size_a", "dim_ffn",
-    "lora", "lora_load", "data_shuffle", "sft_split", "dataload", "my_exit_tokens",
+    "lora", "data_shuffle", "sft_split", "dataload", "my_exit_tokens",
 }  # fmt: skip
+# What their scripts may ask for beside the training, and where it is here; "" or 0 ask for nothing.
+ELSEWHERE = MappingProxyType(
+    dict.fromkeys(
+        ("lora_load", "pissa_load", "pissa_init", "load"),
+        "a run begins anew; `rookery merge` that adapter into the base first",
+    )
+    | {"merge": "`rookery merge BASE ADAPTER OUT` does it afterwards"}
+    | dict.fromkeys(("optim", "optimizer"), "AdamW is the optimiser; leave it out")
+)
 QUANTS = MappingProxyType({"4bit": "nf4", "nf4": "nf4", "int8": "int8", "none": "none", "": "none"})
 MASKS = MappingProxyType({"none": "all", "pad": "all", "qa": "reply", "se": "reply"})
 METHOD_NAMES = MappingProxyType({"bone": "miss", "disha": "miss"})
@@ -186,13 +195,14 @@ COUNTS = ("epoch_steps", "epoch_count", "accumulate_grad_batches", *training.OLD
 
 def _foreign(name: str, value: Value) -> dict[str, Value] | None:
     """What a key of the scripts means that is more than another name; None for all others."""
-    if name in NEEDLESS:
+    if name in NEEDLESS or (name in ELSEWHERE and value in ("", 0, "0", "adam", "adamw")):
         return {}
+    if name in ELSEWHERE:
+        raise InputError(f"{name} = {value!r}: {ELSEWHERE[name]}")
     match name:
         case "lora_parts" | "train_parts":
             words = value.replace(",", " ").split() if isinstance(value, str) else value
-            unknown = [word for word in words if word not in (*ADAPTED, *WHOLE)]
-            if unknown:
+            if not isinstance(words, list) or any(word not in (*ADAPTED, *WHOLE) for word in words):
                 raise InputError(f"{name} = {value!r}: parts are {', '.join((*ADAPTED, *WHOLE))}")
             adapted = [word for word in words if word in ADAPTED]
             whole = [WHOLE[word] for word in words if word in WHOLE]
@@ -201,12 +211,12 @@ def _foreign(name: str, value: Value) -> dict[str, Value] | None:
             return {"state": {"method": "state"}}.get(str(value), {})  # infctx is what `slice` says
         case "lora_config" | "pissa_config" | "disha_config" | "peft_config":
             return _config(name, value)
-        case "quant" if value in QUANTS:
-            return {"quant": QUANTS[value]}
-        case "loss_mask" if value in MASKS:
-            return {"mask": MASKS[value]}
-        case "peft" | "method" if value in METHOD_NAMES:
-            return {"method": METHOD_NAMES[value]}
+        case "quant" if str(value) in QUANTS:
+            return {"quant": QUANTS[str(value)]}
+        case "loss_mask" if str(value) in MASKS:
+            return {"mask": MASKS[str(value)]}
+        case "peft" | "method" if str(value) in METHOD_NAMES:
+            return {"method": METHOD_NAMES[str(value)]}
         case "peft" if value == "none":
             return {}
         case "lr_schedule" if value == "cos":
@@ -225,7 +235,13 @@ def _config(name: str, value: Value) -> dict[str, Value]:
         names = {"r": "rank", "lora_r": "rank", "pissa_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
         if said.get("mode", "bone") != "bone":
             raise InputError(f"{name}: mode {said['mode']!r} is not trained here; bone (miss) is")
-        return {names[k]: v for k, v in said.items() if k in names}
+        found: dict[str, Value] = {}
+        for word, one in said.items():
+            if word in names:
+                found[names[word]] = one
+            elif word not in ("mode", "svd_niter") and _foreign(word, one) != {}:
+                raise InputError(f"{name}: {word!r} is not understood; `rookery tune --keys` lists what is")
+        return found
     except (ValueError, AttributeError):
         raise InputError(f"{name} = {value!r}: a JSON object is wanted") from None
 
