@@ -59,7 +59,7 @@ def tensors(state: State, force: bool = False) -> tuple[dict[str, Tensor], dict[
     if not c.n_head:
         raise StateError(f"a state of {c.name} has no heads, and so no form as a time_state")
     each = [state.layer(i) for i in range(c.n_layer)]
-    if not force and any(layer.att_shift.any() or layer.ffn_shift.any() for layer in each):
+    if not force and shifted(state):
         raise StateError(
             "a time_state has no place for the state's token shifts, which are not zero; --force drops them"
         )
@@ -68,6 +68,12 @@ def tensors(state: State, force: bool = False) -> tuple[dict[str, Tensor], dict[
         for i, layer in enumerate(each)
     }
     return found, {_FINGERPRINT: state.origin.fingerprint, _LINEAGE: state.origin.lineage}
+
+
+def shifted(state: State) -> bool:
+    """Whether it has token shifts that are not zero, which this form drops."""
+    each = [state.layer(i) for i in range(state.config.n_layer)]
+    return any(layer.att_shift.any() or layer.ffn_shift.any() for layer in each)
 
 
 def of_others(file: formats.File) -> tuple[dict[str, Tensor], dict[str, str]]:

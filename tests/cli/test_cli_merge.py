@@ -168,9 +168,13 @@ def test_states_with_token_shifts_are_refused(rookery: Any, tmp_path: Path) -> N
     _, state = model.forward(list(b"read"))
     tuned, target = tmp_path / "state.safetensors", tmp_path / "out.pth"
     state.save(tuned)
-    check_mistake(rookery("merge", MODEL, tuned, target), "token shifts", "--force drops them")
+    check_mistake(rookery("merge", MODEL, tuned, target), str(tuned), "token shifts", "--force drops them")
     assert not target.exists()
-    assert rookery("merge", MODEL, tuned, target, "--force").code == 0
+    result = rookery("merge", MODEL, tuned, target, "--force")
+    assert (result.code, "its token shifts were dropped" in result.err) == (0, True)
+    other = tmp_path / "other.safetensors"
+    state.save(other)
+    check_mistake(rookery("merge", MODEL, tuned, other, target, "--force"), str(other), "begins with one tuned state")
     check_mistake(rookery("merge", FIXTURES / "v6.safetensors", tuned, tmp_path / "other.pth"), "the state is of")
 
 

@@ -81,11 +81,13 @@ def _adapter(args: argparse.Namespace) -> None:
 
 def _state(args: argparse.Namespace) -> None:
     from rookery import formats, tuned_state
+    from rookery.cli.merge import time_state
     from rookery.state import State
 
-    file = formats.read(args.source)
-    others = tuned_state.is_one(file)
-    tensors, said = tuned_state.of_others(file) if others else tuned_state.tensors(State.of_file(file), args.force)
     if (args.to or formats.suffix_format(args.target)) in ("gguf", "hf"):
         raise InputError(f"{args.target}: a state is written as .pth or .safetensors; name it so")
+    file = formats.read(args.source)
+    others = tuned_state.is_one(file)
+    found = tuned_state.of_others(file) if others else time_state(args.source, State.of_file(file), args.force)
+    tensors, said = found
     formats.write(args.target, tensors, said, format=args.to)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rookery.cli import options
 from rookery.cli.progress import Job
+from rookery.errors import InputError
 
 TYPES = ("f32", "bf16", "f16", "same")
 
@@ -49,6 +50,7 @@ def parser() -> options.Parser:
 
 def run(args: argparse.Namespace) -> int:
     from rookery import formats, weights
+    from rookery.state import State
     from rookery.weights.adapters.merge_file import How, merge
 
     with Job(f"merging into {args.base}", "million numbers") as job:
@@ -57,9 +59,12 @@ def run(args: argparse.Namespace) -> int:
             job.update(round(done / 1e6), max(1, round(total / 1e6)))
 
         base = weights.load(args.base)
-        found = [_opened(path, base, args) for path in args.adapters]
-        adapters = [one for one in found if not isinstance(one, dict)]
-        begin = next((one for one in reversed(found) if isinstance(one, dict)), None)
+        found = {path: _opened(path, base, args) for path in args.adapters}
+        states = [path for path, one in found.items() if isinstance(one, State)]
+        adapters = [found[path] for path in args.adapters if path not in states]
+        if len(states) > 1:
+            raise InputError(f"{states[1]}: a model begins with one tuned state, and {states[0]} is there")
+        begin = time_state(states[0], found[states[0]], args.force)[0] if states else None
         how = How(args.scale, args.dtype)
         changed = merge(base, adapters, args.target, args.to, how, begin, args.force, progress)
     _warn(base, adapters)
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(path: str, base: Any, args: argparse.Namespace) -> Any:
-    """An Adapter, or the tensors att.time_state of a tuned state. Raises FileError, AdapterError and StateError."""
+    """An Adapter, or a tuned State. Raises FileError, AdapterError and StateError."""
     from rookery import formats, tuned_state
     from rookery.model import Model
     from rookery.state import State
@@ -85,9 +90,23 @@ def _opened(path: str, base: Any, args: argparse.Namespace) -> Any:
         file = formats.read(path)
         if file.metadata.get("rookery.kind") == "state" or tuned_state.is_one(file):
             model = Model(base, cast(Any, None))  # which runs nothing, but knows its own states
-            return tuned_state.tensors(State.load(path, model, allow_lineage=True), args.force)[0]
+            return State.load(path, model, allow_lineage=True)
     foreign = {"alpha": args.alpha, "init": args.init}
     return adapters.load(path, **{key: value for key, value in foreign.items() if value is not None})
+
+
+def time_state(path: str, state: Any, force: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """`tuned_state.tensors`; says what `force` dropped. Raises StateError that names the file."""
+    from rookery import tuned_state
+    from rookery.errors import StateError
+
+    try:
+        found = tuned_state.tensors(state, force)
+    except StateError as error:
+        raise StateError(f"{path}: {error}") from None
+    if tuned_state.shifted(state):
+        print(f"rookery: {path}: its token shifts were dropped; what begins with the rest is not it", file=sys.stderr)
+    return found
 
 
 def _warn(base: Any, adapters: list[Any]) -> None:

@@ -196,7 +196,8 @@ class Tuner(Trainer):
         said = {
             "rank": a.rank, "alpha": s.alpha, "dropout": a.dropout, "targets": ",".join(a.targets),
             "tokenizer": self.tokenizer.name, "steps": self.done, "objective": s.objective.objective,
-            "base.name": Path(self.weights.path).name, "held_out_before": before, "held_out_after": after,
+            "quant": a.quant, "base.name": Path(self.weights.path).name,
+            "held_out_before": before, "held_out_after": after,
         }  # fmt: skip
         return {f"rookery.{name}": str(value) for name, value in said.items() if value is not None}
 
