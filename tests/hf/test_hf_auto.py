@@ -301,6 +301,16 @@ def test_a_tokenizer_that_is_named(name: str, folder: Folder, tmp_path: Path) ->
     assert AutoTokenizer.from_pretrained(tmp_path)("é")["input_ids"] == [0xC3, 0xA9]
 
 
+@pytest.mark.parametrize("suffix", ["gguf", "safetensors"])
+def test_a_saved_folders_vocabulary_goes_along(suffix: str, folder: Folder, tmp_path: Path) -> None:
+    """What transformers writes beside the weights, into files that are one piece."""
+    RwkvForCausalLM.from_pretrained(folder("gosling")).save_pretrained(tmp_path / "mine")
+    AutoTokenizer.from_pretrained(folder("gosling")).save_pretrained(tmp_path / "mine")
+    weights.convert(tmp_path / "mine", tmp_path / f"one.{suffix}")
+    model, text = rookery.load(tmp_path / f"one.{suffix}"), "Once upon a time"
+    assert model.tokenizer.encode(text) == rookery.load("gosling").tokenizer.encode(text)
+
+
 def test_a_tokenizer_that_nothing_says(folder: Folder, tmp_path: Path) -> None:
     shutil.copytree(folder("v7"), tmp_path / "m")
     (tmp_path / "m" / "tokenizer_config.json").unlink()

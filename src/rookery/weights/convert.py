@@ -56,19 +56,20 @@ def texts(weights: Weights) -> dict[str, str]:
 
 
 def _words(weights: Weights) -> dict[str, str]:
-    """The vocabulary that a GGUF carries, unless its name says all."""
-    from rookery.tokenizer import CARRIED, stored
+    """The vocabulary that a GGUF or a folder carries, unless its name says all."""
+    from rookery.tokenizer import CARRIED, World, stored
     from rookery.tokenizer.world import MODEL_ROWS
 
-    known = "rookery.tokenizer" in weights.metadata or weights.config.n_vocab == MODEL_ROWS
-    found = None if known or weights.format != "gguf" else stored.of_gguf(weights.metadata, weights.path)
-    return {CARRIED: found.text()} if found is not None and found.end == 0 else {}
+    known = {CARRIED, "rookery.tokenizer"} & weights.metadata.keys() or weights.config.n_vocab == MODEL_ROWS
+    found = None if known else stored.find(weights.path, weights.format, weights.metadata)
+    return {CARRIED: found.text()} if isinstance(found, World) and found.end == 0 else {}
 
 
 def to_gguf(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A GGUF's tensors and metadata; panels, which it cannot hold, as plain numbers."""
     tensors = {name: row_major(t) for name, t in weights.tensors.items()}
-    return gguf.from_blinkdl(tensors, weights.config, weights.metadata | provenance(weights))
+    words = {} if weights.format == "gguf" else _words(weights)
+    return gguf.from_blinkdl(tensors, weights.config, weights.metadata | provenance(weights) | words)
 
 
 def write(weights: Weights, target: str | os.PathLike[str], to: str | None = None) -> None:
