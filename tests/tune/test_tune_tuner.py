@@ -207,6 +207,13 @@ def test_settings_that_cannot_be(make: Make, override: str, said: str) -> None:
         make(override)
 
 
+def test_a_loop_of_ones_own(make: Make) -> None:
+    tuner = make()
+    tuner.step()
+    assert adapters.load(tuner.export()).metadata["rookery.steps"] == "1"
+    assert tuner.losses() == (None, None)
+
+
 def test_flags_of_others() -> None:
     """RWKV-PEFT's scripts: understood, or said to be something else here."""
     read = config.load(None, [

@@ -175,7 +175,8 @@ class Tuner(Trainer):
 
     def losses(self) -> tuple[float | None, float | None]:
         """The held-out loss before the first step and after the last one, as the run has noted them."""
-        found = [row for row in reports.read(self.out / reports.METRICS) if "validation_loss" in row]
+        path = self.out / reports.METRICS  # a loop of one's own makes none
+        found = [row for row in reports.read(path) if "validation_loss" in row] if path.exists() else []
         return (found[0]["validation_loss"], found[-1]["validation_loss"]) if found else (None, None)
 
     # what is kept
