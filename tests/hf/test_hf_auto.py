@@ -156,6 +156,12 @@ def test_resized_embeddings(folder: Folder, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path).head.weight.shape[0] == 300
 
 
+@pytest.mark.filterwarnings("ignore:.*offload")
+def test_parts_on_the_disk_are_refused(folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="device_map leaves parts of it"):
+        AutoModelForCausalLM.from_pretrained(folder("v7"), device_map={"": "disk"}, offload_folder=str(tmp_path))
+
+
 def test_what_does_not_fit(folder: Folder) -> None:
     with pytest.raises(errors.InputError, match="RWKV-7"):
         rookery.hf.model.Rwkv6ForCausalLM.from_pretrained(folder("v7"))

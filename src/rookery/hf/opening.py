@@ -49,6 +49,11 @@ def opened(cls: Any, models: dict[str, Any], name: Any, *args: Any, **kwargs: An
     state = tensors.of_weights(weights)
     found = PreTrainedModel.from_pretrained.__func__(made, None, *args, config=config, state_dict=state, **kwargs)
     model = found[0] if isinstance(found, tuple) else found
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            f"{weights.path}: device_map leaves parts of it to the CPU's memory or the disk, from where they are not "
+            'run; give it more devices, or device_map="cpu"'
+        )
     model.name_or_path = model.config.name_or_path = os.fspath(name)
     if kwargs.get("generation_config") is None and os.path.isfile(os.path.join(weights.path, GENERATION)):
         model.generation_config = GenerationConfig.from_pretrained(weights.path)
