@@ -104,6 +104,9 @@ def test_every_route_knows_the_ids(server: Here, family: Family) -> None:
             made = asked(server, "/v1/embeddings", model=id, input="hello", pooling=pooling).json()
             vectors[pooling, id] = tuple(made["data"][0]["embedding"])
             assert made["model"] == id
+    for id in family.models:
+        made = asked(server, "/embedding", model=id, content="hello").json()
+        assert tuple(made[0]["embedding"][0]) == vectors["mean", id]
     assert len(set(vectors.values())) == len(vectors)
 
 
@@ -115,6 +118,7 @@ def test_every_route_knows_the_ids(server: Here, family: Family) -> None:
         ("/v1/responses", {"input": "x"}),
         ("/v1/embeddings", {"input": "x"}),
         ("/completion", {"prompt": "x"}),
+        ("/embedding", {"content": "x"}),
         ("/tokenize", {"content": "x"}),
     ],
 )

@@ -99,6 +99,7 @@ class LlamaEvent(Event):
 
 
 class EmbeddingRequest(Shape):
+    model: Name | None = None
     content: Prompts
 
 
@@ -137,10 +138,9 @@ async def completion(body: LlamaRequest, request: Request, caller: Chats) -> Res
 async def embedding(body: EmbeddingRequest, request: Request, caller: Chats) -> Response:
     """A vector for each text, as /v1/embeddings gives it."""
     served = service(request)
+    variant = served.variant(body.model)
     texts = await run_in_threadpool(prompts, served, body.content, "content")
-    vectors = await while_connected(
-        request, embeddings.vectors(served, served.variants[0], texts, caller.owner, "mean")
-    )
+    vectors = await while_connected(request, embeddings.vectors(served, variant, texts, caller.owner, "mean"))
     return JSONResponse([{"index": n, "embedding": [vector.tolist()]} for n, vector in enumerate(vectors)])
 
 
