@@ -130,6 +130,7 @@ def test_scale_type_and_several(rookery: Any, tmp_path: Path) -> None:
     first, second = (adapters.load(path).parts[KEY] for path in (one, two))
     assert rookery("merge", MODEL, one, two, target).code == 0
     assert np.array_equal(weights.load(target).tensors[KEY].float32(), second.changed(first.changed(w)))
+    assert rookery("merge", MODEL, one, target, "--force").code == 0
     whole = weights.load(target).lineage
     assert rookery("merge", MODEL, one, target, "--scale", "0.5", "--force").code == 0
     half = weights.load(target)

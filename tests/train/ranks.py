@@ -2,8 +2,9 @@
 
     python ranks.py PHASES      a JSON list of {"world", "words", "accident": [rank, step, kind], "lose": [globs]}
 
-Every process is forked from this one. What matches `lose` is removed before a phase. An accident happens to one process
-when it begins that step. The last line is a JSON list of phases, each a list of {"code", "out", "err"} by rank.
+Every process is forked from this one; "command" may stand in the place of `train`. What matches `lose` is removed
+before a phase. An accident happens to one process when it begins that step. The last line is a JSON list of phases,
+each a list of {"code", "out", "err"} by rank.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def child(phase: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         if phase.get("accident"):
             arrange(*phase["accident"])
-        code = main(["train", *phase["words"]])
+        code = main([phase.get("command", "train"), *phase["words"]])
     except BaseException:
         traceback.print_exc()
     finally:

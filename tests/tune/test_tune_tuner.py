@@ -162,10 +162,18 @@ def test_the_last_validation_is_noted_before_the_last_checkpoint(make: Make, mon
     assert (tuner.done, after != before) == (3, True)
 
 
+def test_what_is_held_out_is_read_without_dropout(make: Make) -> None:
+    tuner = make("dropout=0.9", "lr_init=0.1", "warmup_steps=0")
+    tuner.step()
+    assert tuner.held_out() == tuner.held_out()
+
+
 def test_another_run_in_the_folder(make: Make) -> None:
     make("steps=3").run()
     with pytest.raises(InputError, match=r"another run: adapter\.rank was 4 and is 5"):
         make("rank=5").run()
+    with pytest.raises(InputError, match=r"another run: data\.rows"):
+        make("mask=all").run()
     with pytest.raises(InputError, match=r"another run: model\.base"):
         make(f"load_model={FIXTURES / 'v6.safetensors'}").run()
 
