@@ -317,8 +317,9 @@ def test_a_saved_folders_vocabulary_goes_along(suffix: str, folder: Folder, tmp_
     assert model.tokenizer.encode(text) == rookery.load("gosling").tokenizer.encode(text)
 
 
-def test_a_tokenizer_that_nothing_says(folder: Folder, tmp_path: Path) -> None:
-    shutil.copytree(folder("v7"), tmp_path / "m")
+@pytest.mark.parametrize("name", ["v4", "v7"])
+def test_a_tokenizer_that_nothing_says(name: str, folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder(name), tmp_path / "m")
     (tmp_path / "m" / "tokenizer_config.json").unlink()
     with pytest.raises(errors.TokenizerError, match='rookery_tokenizer="bytes"'):
         AutoTokenizer.from_pretrained(tmp_path / "m")

@@ -11,6 +11,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from rookery.errors import TokenizerError
+from rookery.formats import folder
 from rookery.hf.config import CONFIGS, RwkvConfig
 from rookery.hf.model import MODELS
 from rookery.hf.tokenizer import RwkvTokenizer
@@ -41,7 +42,7 @@ def _ours_first(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(cls: Any, name: Any, *inputs: Any, **kwargs: Any) -> Any:
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
         said = _said(name, kwargs.get("config"), hub)
-        if said.get("model_type") not in TYPES:
+        if not (said.get("model_type") in TYPES or _bare_v4(name, said, hub)):
             return theirs(cls, name, *inputs, **kwargs)
         for key in ("config", "trust_remote_code", "code_revision", "use_fast", "tokenizer_type"):
             kwargs.pop(key, None)
@@ -58,6 +59,12 @@ def _ours_first(theirs: Callable[..., Any]) -> Callable[..., Any]:
         return RwkvTokenizer.from_pretrained(name, *inputs, rookery_tokenizer=known, **kwargs)
 
     return from_pretrained
+
+
+def _bare_v4(name: Any, said: dict[str, Any], hub: dict[str, Any]) -> bool:
+    """Whether it is a v4 that says nothing of its tokenizer: transformers would make one without any tokens."""
+    files = (TOKENIZER, folder.TOKENIZER)
+    return said.get("model_type") == "rwkv" and not any(_has(name, file, hub) for file in files)
 
 
 def _said(name: Any, config: Any, hub: dict[str, Any]) -> dict[str, Any]:
