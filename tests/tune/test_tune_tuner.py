@@ -172,6 +172,10 @@ def test_another_run_in_the_folder(make: Make) -> None:
     make("steps=3").run()
     with pytest.raises(InputError, match=r"another run: adapter\.rank was 4 and is 5"):
         make("rank=5").run()
+    with pytest.raises(InputError, match=r"another run: model\.group_norm_eps was 0\.0 and is 0\.1"):
+        make("group_norm_eps=0.1").run()
+    with pytest.raises(InputError, match=r"run\.seed was 1 and is 2"):
+        make("seed=2").run()
     with pytest.raises(InputError, match=r"another run: data\.rows"):
         make("mask=all").run()
     with pytest.raises(InputError, match=r"another run: model\.base"):
@@ -213,6 +217,14 @@ def test_epochs_say_how_many_steps(make: Make) -> None:
 def test_settings_that_cannot_be(make: Make, override: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(override)
+
+
+def test_a_change_that_a_run_may_go_on_with_is_said(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("steps=3").run()
+    make("steps=4", "dropout=0.5", "beta2=0.5", "l2wrap=1e-4").resume()
+    said = capsys.readouterr().err
+    for key in ("adapter.dropout", "optimiser.steps", "optimiser.beta2", "optimiser.l2wrap"):
+        assert f"going on with a change: {key} was" in said
 
 
 def test_a_loop_of_ones_own(make: Make) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rookery.train.loss import loss_of
 from rookery.train.report import Report
 from rookery.train.trainer import Trainer
 from rookery.tune import attach, config, slices
-from rookery.tune.config import Settings
+from rookery.tune.config import ObjectiveSettings, OptimiserSettings, Settings
 from rookery.tune.data import TuneData
 from rookery.tune.documents import Progress
 from rookery.weights.adapters import Adapter
@@ -53,12 +53,14 @@ class Tuner(Trainer):
     """One run, before its first step. Raises as Trainer does, and for targets that the model does not have."""
 
     SAME = (
-        "model.base", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "adapter.ranks",
-        "adapter.full", "adapter.quant", "data.rows", "objective.objective", "optimiser.batch",
+        "model.base", "model.group_norm_eps", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets",
+        "adapter.ranks", "adapter.full", "adapter.quant", "data.rows", "objective.objective", "optimiser.batch",
+        "run.seed",
     )  # fmt: skip
     SAID = (
-        "optimiser.steps", "optimiser.lr_init", "optimiser.lr_final", "optimiser.lr_schedule",
-        "optimiser.weight_decay", "optimiser.grad_clip",
+        "adapter.dropout", "run.precision",
+        *(f"objective.{f.name}" for f in fields(ObjectiveSettings)),
+        *(f"optimiser.{f.name}" for f in fields(OptimiserSettings) if f.name not in ("epochs", "micro_batch")),
     )  # fmt: skip
 
     settings: Settings
@@ -126,7 +128,7 @@ class Tuner(Trainer):
     def _said(self) -> Mapping[str, Any]:
         said = config.as_dict(self.settings)
         rows = {"rows": self.data.fingerprint()}
-        return said | {"model": {"base": self.weights.fingerprint}, "data": said["data"] | rows}
+        return said | {"model": said["model"] | {"base": self.weights.fingerprint}, "data": said["data"] | rows}
 
     def _backward_of(self, piece: Sequence[Tensor], pieces: int) -> Tensor:
         """The weights of a step's rows sum to 1 over all processes, whose gradients are averaged."""
