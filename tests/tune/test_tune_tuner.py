@@ -276,7 +276,6 @@ def test_a_run_that_left_no_checkpoint_begins_its_metrics_anew(make: Make, monke
     assert [row["step"] for row in report.read(again.out / report.METRICS)] == [0, 1, 2, 2]
 
 
-def test_what_cannot_be_with_a_method(make: Make) -> None:
-    for method, override in (("state", "full=*.ln*"), ("state", "dropout=0.1"), ("full", "dropout=0.1")):
-        with pytest.raises(InputError, match=f"with {method}, which"):
-            make(f"method={method}", override)
+def test_tensors_beside_a_state_are_refused(make: Make) -> None:
+    with pytest.raises(InputError, match="none with state, which trains no tensor"):
+        make("method=state", "full=*.ln*")

@@ -46,7 +46,7 @@ class AdapterSettings:
     method: str = key("lora", "lora, rslora, dora, pissa, miss (also: bone), full, or state")
     rank: int = key(16, "rank of each pair; of miss, its block")
     alpha: float = key(0.0, "scale is alpha / rank (rslora: alpha / sqrt(rank)); 0: twice the rank")
-    dropout: float = key(0.0, "of the adapter's input")
+    dropout: float = key(0.0, "of the adapter's input; full and state have none")
     targets: tuple[str, ...] = key(("att", "ffn"), "what to adapt: att, ffn, emb, head, or globs of names (*.x_*)")
     ranks: dict[str, int] = key({}, "other ranks by glob, the last that fits counts: { 'blocks.0.*' = 8 }")
     full: tuple[str, ...] = key((), "globs of tensors that are trained whole beside it (*.ln*, emb.weight)")
@@ -286,7 +286,6 @@ def check(s: Settings) -> None:
          f"none with {a.method}, which changes the base itself; lora, dora, miss and state can"),
         (a.method not in ("full", "state") and not (a.targets or a.full), "targets", a.targets, "one or more"),
         (a.method == "state" and a.full, "full", a.full, "none with state, which trains no tensor of the model"),
-        (a.dropout and a.method in ("full", "state"), "dropout", a.dropout, f"0 with {a.method}, which has no adapter"),
         (a.dropout and s.run.slice, "dropout", a.dropout, "0 with slice, which runs every slice twice"),
         (not 0 <= d.hold_out <= 0.5, "hold_out", d.hold_out, "0 to 0.5"),
         (d.ctx_len < 1, "ctx_len", d.ctx_len, "1 or more"),
