@@ -90,8 +90,8 @@ AUTOCAST = 5e-2
 ESTIMATE_ACTIVATIONS = 0.03
 ESTIMATE_MEMORY = 0.15
 
-# What a step of tuning holds at once, counted over fake tensors: against real tensors, relative (the same storages; what
-# Python's collector has not seen yet may stay a moment), and against a process's own memory (measured 0.95 to 1.00).
+# What a step of tuning holds at once, counted over fake tensors: against real tensors, relative (the same storages;
+# what Python's collector has not seen may stay a moment), and against a process's own memory (measured 0.95 to 1.00).
 PLAN_COUNT = 0.01
 PLAN_MEMORY = 0.10
 

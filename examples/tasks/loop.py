@@ -36,7 +36,9 @@ def train(s: Settings, draw: Draw, seed: int, say: Callable[[int, float], None] 
     for step in range(s.steps):
         tokens, targets = (x.flatten() if i else x for i, x in enumerate(draw(step, generator)))
         x, _ = network.hidden(tokens)
-        loss = loss_of(network.head, x.flatten(0, 1), targets.clamp(min=0), s.optimiser.l2wrap, mask=targets >= 0)
+        asked = (targets >= 0).float()
+        share = asked / asked.sum()
+        loss = loss_of(network.head, x.flatten(0, 1), targets.clamp(min=0), s.optimiser.l2wrap, weights=share)
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), s.optimiser.grad_clip or math.inf)

@@ -84,8 +84,8 @@ class Engine:
         times: npt.NDArray[np.float64] | None = None,
         groups: Sequence[int] = (),
     ) -> None:
-        """Feed rows; states, logits [Q,V] and each phase's seconds are written in place. `groups`: of each sequence, for
-        `weights`; -1, or none given: no weight.
+        """Feed rows; states, logits [Q,V] and each phase's seconds are written in place. `groups`: of each sequence,
+        for `weights`; -1, or none given: no weight.
 
         Other Python threads run meanwhile; Ctrl-C ends it.
         """

@@ -98,7 +98,7 @@ def _listens(server: Process) -> bool:
 def test_without_a_store_talks_lie_with_the_users_data(tmp_path: Path) -> None:
     from rookery.cli import serve
 
-    settings = serve._settings(serve.parser().parse_args([]))
+    settings = serve._settings(serve.parser().parse_args([]), {})
     assert settings.store.endswith(os.path.join("rookery", "serve"))
     assert (settings.host, settings.port, settings.max_batch) == ("127.0.0.1", 8000, 16)
 

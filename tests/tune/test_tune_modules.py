@@ -17,7 +17,7 @@ from rookery.backends.torch import Network
 from rookery.errors import InputError
 from rookery.formats.tensor import Tensor
 from rookery.state import State, pieces
-from rookery.tune import attach
+from rookery.tune import attach, config
 from rookery.tune.config import AdapterSettings, RunSettings, Settings
 from rookery.weights import adapters
 from rookery.weights.adapters import Adapter
@@ -159,6 +159,28 @@ def test_a_state_is_trained_and_no_weight(version: str) -> None:
     for row, wanted in zip(IDS.tolist(), logits(made), strict=True):
         found, _ = model.forward(row, State(model.config, state.flat, model.weights), every=True)
         assert np.abs(found - wanted).max() < tolerances.LOGITS_TEXT
+
+
+def test_a_state_of_wkv_alone() -> None:
+    """What the files of others can hold."""
+    made = network(load("v7"), method="state", shifts=False)
+    adam = torch.optim.AdamW(attach.groups(made, 0.0), 0.1, eps=1e-18)
+    for _ in range(2):
+        adam.zero_grad()
+        made(IDS)[0].logsumexp(-1).sum().backward()
+        adam.step()
+    for layer in made.start(1):
+        assert layer["wkv"].abs().sum() > 0
+        assert layer["att_shift"].abs().sum() == layer["ffn_shift"].abs().sum() == 0
+
+
+def test_what_scripts_ask_of_v7_that_it_has_not() -> None:
+    full = config.load(None, ["train=x", "lora_parts=att,time,ln"]).adapter.full
+    assert full == ("*time*", "*ln*")
+    names = {name for name, p in network(load("v7"), full=full).named_parameters() if p.requires_grad}
+    assert "blocks.0.ln1.weight" in names
+    names = {name for name, p in network(load("v6"), full=full).named_parameters() if p.requires_grad}
+    assert "blocks.0.att.time_decay" in names
 
 
 def test_no_state_of_v4() -> None:

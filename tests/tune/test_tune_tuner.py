@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import rookery
 import tolerances
 from rookery import weights
-from rookery.cli import train as training
+from rookery.cli import tune as command
 from rookery.errors import InputError
 from rookery.train import report
 from rookery.tune import config
@@ -253,7 +253,7 @@ def test_flags_of_others() -> None:
         with pytest.raises(InputError, match=said):
             config.load(None, ["train=x", flag])
     words = ["--sft_field", "query", "response", "--train_parts", "time", "ln", "--rank", "4", "run.toml"]
-    assert training.parser().parse_args(words).settings == [
+    assert command.parser().parse_args(words).settings == [
         "sft_field=query response",
         "train_parts=time ln",
         "rank=4",

@@ -6,14 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from rookery.cli import options
-from rookery.cli import train as training
-
-INTERRUPTED = 130
+from rookery.cli import options, runs
 
 
 def parser() -> options.Parser:
-    made = training.Flags(
+    made = runs.Flags(
         "rookery tune",
         "[options] [CONFIG] [key=value ...]",
         "Tune a model on examples: jsonl of texts, talks, or prompts and completions.\n"
@@ -37,26 +34,26 @@ def run(args: argparse.Namespace) -> int:
 
         print(config.describe(), end="")
         return 0
-    return training.run_of(lambda: _alone(args))
+    return runs.run_of(lambda: _alone(args))
 
 
 def _alone(args: argparse.Namespace) -> int:
     from rookery.tune import config
 
-    settings = training.settings_of(args, config.load, "train=FILE, or CONFIG", "tune")
-    trainer = training.made(_room().Tuner, settings)
+    settings = runs.settings_of(args, config.load, "train=FILE, or CONFIG", "tune")
+    trainer = runs.made(_room().Tuner, settings)
     if args.show:
         return _show(trainer)
     if trainer.parallel.main:
-        training.say(trainer.summary())
+        runs.say(trainer.summary())
     path = trainer.run()
     if trainer.parallel.main:
         _tell(trainer, path, args.json)
-    return 0 if path else INTERRUPTED
+    return 0 if path else runs.INTERRUPTED
 
 
 def _show(trainer: Any) -> int:
-    training.say(trainer.summary())
+    runs.say(trainer.summary())
     for i, text in enumerate(trainer.data.texts(0)):
         print(f"--- row {i + 1}\n{text}")
     return 0

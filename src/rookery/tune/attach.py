@@ -11,6 +11,7 @@ from rookery.architecture import Param, version
 from rookery.backends.torch import Network
 from rookery.errors import InputError
 from rookery.formats.tensor import Array
+from rookery.tune import config
 from rookery.tune.config import AdapterSettings, Settings
 from rookery.tune.modules import METHODS, Adapted, Initial, means, targets
 from rookery.tune.quantised import QuantLinear
@@ -30,10 +31,11 @@ def attach(network: Network, s: Settings, start: Array) -> None:
     if a.method == "full":
         whole = targets(table, a.full) if a.full else table
     elif a.method == "state":
-        network.initial = Initial(network.config, start)
+        network.initial = Initial(network.config, start, a.shifts)
     else:
         chosen = targets(table, a.targets)
-        whole = targets(table, a.full) + [p for p in chosen if p.kind not in LOW_RANK]
+        full = [g for g in a.full if g != config.WHOLE["time"] or any(means(g, p) for p in table)]
+        whole = targets(table, full) + [p for p in chosen if p.kind not in LOW_RANK]
         pairs = [p for p in chosen if p.kind in LOW_RANK and p not in whole]
     for p in whole:
         network.get_parameter(p.name).requires_grad_(True)

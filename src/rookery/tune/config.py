@@ -50,6 +50,7 @@ class AdapterSettings:
     targets: tuple[str, ...] = key(("att", "ffn"), "what to adapt: att, ffn, emb, head, or globs of names (*.x_*)")
     ranks: dict[str, int] = key({}, "other ranks by glob, the last that fits counts: { 'blocks.0.*' = 8 }")
     full: tuple[str, ...] = key((), "globs of tensors that are trained whole beside it (*.ln*, emb.weight)")
+    shifts: bool = key(True, "of a tuned state, train the token shifts too; the files of others hold WKV alone")
     quant: str = key("none", "hold the frozen matrices in int8 or nf4")
 
 
@@ -189,6 +190,7 @@ QUANTS = MappingProxyType({"4bit": "nf4", "nf4": "nf4", "int8": "int8", "none": 
 MASKS = MappingProxyType({"none": "all", "pad": "all", "qa": "reply", "se": "reply"})
 METHOD_NAMES = MappingProxyType({"bone": "miss", "disha": "miss"})
 # What RWKV-LM-LoRA's lora_parts and RWKV-PEFT's train_parts name: adapted, or trained whole.
+# v7 has nothing of "time" in its names, and the scripts ask for it all the same.
 ADAPTED, WHOLE = ("att", "ffn"), MappingProxyType({"time": "*time*", "ln": "*ln*", "emb": "emb", "head": "head"})
 COUNTS = ("epoch_steps", "epoch_count", "accumulate_grad_batches", *training.OLD_COUNTS)
 

@@ -164,12 +164,14 @@ METHODS: dict[str, type[Adapted]] = {"lora": Lora, "rslora": Rslora, "dora": Dor
 class Initial(nn.Module):
     """The state before the first token, trained: one flat vector a layer, in the order of `State`; float32."""
 
-    def __init__(self, config: Config, flat: Array) -> None:
-        """`flat` [n]: what it begins as. Raises InputError for v4, whose sums are no place to begin from."""
+    def __init__(self, config: Config, flat: Array, shifts: bool = True) -> None:
+        """`flat` [n]: what it begins as; without `shifts` the token shifts stay so. Raises InputError for v4, whose
+        sums are no place to begin from.
+        """
         super().__init__()
         if config.version == "4":
             raise InputError("a state is tuned in v5, v6 and v7; RWKV-4 keeps running sums, which have no free start")
-        self.config = config
+        self.config, self.shifts = config, shifts
         each = torch.from_numpy(flat.astype("float32")).reshape(config.n_layer, size(config) // config.n_layer)
         self.layers = nn.ParameterList([nn.Parameter(row.clone()) for row in each])
 
@@ -179,7 +181,9 @@ class Initial(nn.Module):
         for flat in self.layers:
             parts = torch.split(flat, [p.size for p in pieces(self.config)])
             found.append({
-                p.name: part.reshape(p.shape).expand(batch, *p.shape)
+                p.name: (part if self.shifts or p.name == "wkv" else part.detach())
+                .reshape(p.shape)
+                .expand(batch, *p.shape)
                 for p, part in zip(pieces(self.config), parts, strict=True)
             })  # fmt: skip
         return found

@@ -54,8 +54,8 @@ class Tuner(Trainer):
 
     SAME = (
         "model.base", "model.group_norm_eps", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets",
-        "adapter.ranks", "adapter.full", "adapter.quant", "data.rows", "objective.objective", "optimiser.batch",
-        "run.seed",
+        "adapter.ranks", "adapter.full", "adapter.shifts", "adapter.quant", "data.rows",
+        "objective.objective", "optimiser.batch", "run.seed",
     )  # fmt: skip
     SAID = (
         "adapter.dropout", "run.precision",
