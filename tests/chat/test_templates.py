@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import rookery
 from rookery import chat, errors
-from rookery.chat.find import JINJA
 from rookery.chat.roles import BUILTIN, THINK
 from rookery.chat.template import Message, Template
+from rookery.formats.folder import JINJA
 
 NAMES = tuple(BUILTIN)
 SPOKEN = ("raven", "world", "g1")  # those whose history is what was read

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import rookery
 import rookery.hf
 from rookery import errors, formats, weights
+from rookery.chat import find
 from rookery.hf import RwkvForCausalLM, RwkvTokenizer
 from tolerances import LOGITS_HALF, LOGITS_RANDOM, LOGITS_TEXT
 
@@ -315,6 +316,8 @@ def test_a_saved_folders_vocabulary_goes_along(suffix: str, folder: Folder, tmp_
     weights.convert(tmp_path / "mine", tmp_path / f"one.{suffix}")
     model, text = rookery.load(tmp_path / f"one.{suffix}"), "Once upon a time"
     assert model.tokenizer.encode(text) == rookery.load("gosling").tokenizer.encode(text)
+    template = find.load(None, model.weights.metadata)
+    assert template.render(TALK) == "User: Who are you?\n\nAssistant:"
 
 
 @pytest.mark.parametrize("name", ["v4", "v7"])

@@ -15,7 +15,6 @@ from rookery.errors import MissingFile, TemplateError, TooLarge
 from rookery.formats import folder as folders
 from rookery.formats.raw import brief, map_file
 
-JINJA = "chat_template.jinja"  # in a Hugging Face folder; goes before tokenizer_config.json, as in transformers
 MAX_STOP = 100
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -63,16 +62,8 @@ def _of_metadata(metadata: Mapping[str, Any]) -> Template | None:
 
 
 def _of_folder(folder: str | None) -> Template | None:
-    if folder is None or not os.path.isdir(folder):
-        return None
-    if os.path.lexists(os.path.join(folder, JINJA)):
-        return Jinja(_read(folders.inside(folder, JINJA)), JINJA)
-    if not os.path.lexists(os.path.join(folder, folders.TOKENIZER)):
-        return None
-    said = folders.json_file(folder, folders.TOKENIZER, folders.MAX_JSON).get("chat_template")
-    if isinstance(said, list):  # several, by name
-        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
-    return _named(said) if isinstance(said, str) else None
+    said = folders.chat_template(folder) if folder is not None and os.path.isdir(folder) else None
+    return None if said is None else _named(said)
 
 
 def _named(text: str) -> Template | None:

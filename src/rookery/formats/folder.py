@@ -19,7 +19,7 @@ from rookery.formats import safetensors
 from rookery.formats.raw import brief, json_object, map_file
 from rookery.formats.tensor import Tensor
 
-CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER, JINJA = "config.json", "tokenizer_config.json", "chat_template.jinja"
 SINGLE = "model.safetensors"
 # in the order in which transformers looks for them
 WEIGHTS = (SINGLE, SINGLE + ".index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -100,6 +100,28 @@ def inside(folder: str, name: str) -> str:
     if os.path.dirname(os.path.realpath(path)) not in home:
         raise errors.BadOffset(folder, f"{brief(name)} is a link that leads out of the folder; copy the file here")
     return path
+
+
+def chat_template(folder: str) -> str | None:
+    """The folder's chat template, Jinja or a name: of chat_template.jinja, which goes first in transformers too, else
+    of tokenizer_config.json. Raises TooLarge and BadHeader.
+    """
+    if os.path.lexists(os.path.join(folder, JINJA)):
+        raw = map_file(inside(folder, JINJA))
+        if len(raw) > MAX_JSON:
+            raise errors.TooLarge(
+                os.path.join(folder, JINJA), f"has {len(raw)} bytes; a template has at most {MAX_JSON}"
+            )
+        try:
+            return raw.tobytes().decode()
+        except UnicodeDecodeError:
+            raise errors.BadHeader(os.path.join(folder, JINJA), "is no UTF-8 text; wanted a chat template") from None
+    if not os.path.lexists(os.path.join(folder, TOKENIZER)):
+        return None
+    said = json_file(folder, TOKENIZER, MAX_JSON).get("chat_template")
+    if isinstance(said, list):  # several, by name
+        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
+    return said if isinstance(said, str) else None
 
 
 def size(path: str) -> int:

@@ -11,7 +11,8 @@ from rookery.formats.tensor import Tensor, plain, row_major
 from rookery.weights.load import Weights, load, locate
 from rookery.weights.names import gguf
 
-_KEPT = ("general.name", "tokenizer.chat_template")  # of a GGUF's metadata, in formats that hold only text
+_TEMPLATE = "tokenizer.chat_template"
+_KEPT = ("general.name", _TEMPLATE)  # of a GGUF's metadata, in formats that hold only text
 
 
 def convert(
@@ -56,13 +57,16 @@ def texts(weights: Weights) -> dict[str, str]:
 
 
 def _words(weights: Weights) -> dict[str, str]:
-    """The vocabulary that a GGUF or a folder carries, unless its name says all."""
+    """The vocabulary that a GGUF or a folder carries, unless its name says all, and a folder's chat template."""
+    from rookery.formats import folder
     from rookery.tokenizer import CARRIED, World, stored
     from rookery.tokenizer.world import MODEL_ROWS
 
     known = {CARRIED, "rookery.tokenizer"} & weights.metadata.keys() or weights.config.n_vocab == MODEL_ROWS
     found = None if known else stored.find(weights.path, weights.format, weights.metadata)
-    return {CARRIED: found.text()} if isinstance(found, World) and found.end == 0 else {}
+    words = {CARRIED: found.text()} if isinstance(found, World) and found.end == 0 else {}
+    template = folder.chat_template(weights.path) if weights.format == "hf" else None
+    return words | ({_TEMPLATE: template} if template else {})
 
 
 def to_gguf(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
