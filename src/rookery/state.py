@@ -215,7 +215,10 @@ class State:
         state = cls.of_file(file)
         if model is None:
             return state
-        model.check(state, allow_lineage)
+        try:
+            model.check(state, allow_lineage)
+        except StateError as error:
+            raise StateError(f"{file.path}: {error}") from None
         return cls(model.config, state.flat, model.weights)
 
     @classmethod

@@ -86,6 +86,7 @@ def test_serving_needs_no_torch() -> None:
         (["--serve", "--memory", "1e999GB"], "'1e999GB' is no size: 16GB"),
         (["--serve", "--shape", "v7:99999x64"], "99,999 layers; 1,000 at most"),
         (["--serve", "--shape", ""], "the nearest are"),
+        (["--shape", "v7:2x64", "-m", "x.gguf"], "both say a size; give one"),
         (["--device", "tpu"], "--device tpu: cpu or cuda"),
         (["--shape", "v4:2x64", "--method", "state"], "a state is tuned in v5, v6 and v7"),
         (["--serve", "--shape", "v7:2x64", "--measure"], "wants a model to run: -m FILE"),

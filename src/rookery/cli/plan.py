@@ -253,6 +253,8 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     if args.shape is not None:
         from rookery.tune import shapes
 
+        if args.model != "gosling":  # its default
+            raise InputError(f"-m {args.model} and --shape {args.shape} both say a size; give one")
         return shapes.find(args.shape), None
     from rookery import weights
 

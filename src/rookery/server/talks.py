@@ -295,7 +295,10 @@ class Talks:
             given = self._initials.get(noted_initial(talk) or "")
             return initial(model, self.store, talk, given and State(model.config, given.flat, model.weights))
         except StateError:
-            raise StateError("the state that this talk began with is lost; begin a new talk") from None
+            raise StateError(
+                "the state that this talk began with is lost: the server was started with another --state, or without; "
+                "begin a new talk, or ask for the server to be started with the same one"
+            ) from None
 
     def _template_of(self, tree: Tree) -> chat.Template:
         noted = json.loads(tree.talk.settings)["template"]
