@@ -84,9 +84,16 @@ def in_threads(calls: list[Any]) -> list[list[Any]]:
     return found
 
 
-@pytest.mark.parametrize("rest", [0, 0.05], ids=["spinning", "asleep"])
-@pytest.mark.parametrize("ran", [False, True])
-def test_a_model_is_collected_with_its_threads(rest: float, ran: bool) -> None:
+@pytest.mark.parametrize(
+    ("ran", "rest"),
+    [
+        pytest.param(True, 0, id="ran, spinning"),
+        pytest.param(True, 0.05, id="ran, asleep", marks=pytest.mark.slow),
+        pytest.param(False, 0, id="fresh, spinning", marks=pytest.mark.slow),
+        pytest.param(False, 0.05, id="fresh, asleep"),
+    ],
+)
+def test_a_model_is_collected_with_its_threads(ran: bool, rest: float) -> None:
     before = threads_of_this_process()
     for _ in range(20):
         model = load("v7", 4)
