@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rookery.server.parts import Arguments, Call, Parts, Thought, Words
+from rookery.engine import Ended, Score, Wrote
+from rookery.server.choices import Choice
+from rookery.server.parts import Arguments, Call, Parts, Plain, Thought, Words
+from rookery.tokenizer import Bytes
 
 CALL = '{"name": "f", "arguments": {"a": "}\\"{", "b": [1, {}]}}'
 
@@ -75,3 +79,22 @@ def test_arguments_are_given_on_as_they_come() -> None:
     assert (call.name, first) == ("f", Arguments(0, '{"a"'))
     assert parts.push(": 1}}\n") == [Arguments(0, ": 1}")]
     assert parts.push("```") == parts.end() == []
+
+
+def test_a_token_that_may_begin_a_stop_text_is_not_told_before_its_text() -> None:
+    """Two events of one batch: the second token's text is held back, and then turns out to end in a stop text."""
+
+    def wrote(token: int, text: str) -> Wrote:
+        return Wrote(0, text, token, Score(token, -1.0, ()), None)
+
+    choice = Choice(0, Bytes(), Plain())
+    choice.wrote(wrote(1, "h"))
+    choice.wrote(wrote(2, ""))
+    assert [score.token for score in choice.scores()] == [1]
+    choice.ended(Ended(0, SimpleNamespace(tokens=[1, 2], kept=0, tail="h", stop_reason="stop"), "", None, None))  # type: ignore[arg-type]
+    assert choice.scores() == []
+    choice = Choice(0, Bytes(), Plain())
+    choice.wrote(wrote(1, "h"))
+    choice.wrote(wrote(2, ""))
+    choice.wrote(wrote(3, "ow"))
+    assert [score.token for score in choice.scores()] == [1, 2, 3]

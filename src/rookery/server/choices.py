@@ -22,12 +22,14 @@ class Choice:
         self.index, self.reason = index, ""
         self.tokens: list[int] = []  # known when it has ended
         self._tokenizer, self._parts = tokenizer, parts
-        self._scores: list[Score] = []  # of tokens whose text is not out yet
+        self._scores: list[Score] = []  # of tokens whose scores are not out yet
+        self._sure = 0  # of these, tokens up to the last that gave text: a later one may end in a stop text
         self._given = 0  # tokens whose scores are out
 
     def wrote(self, event: Wrote) -> list[Part]:
         if event.score is not None:
             self._scores.append(event.score)
+            self._sure = len(self._scores) if event.text else self._sure
         return self._parts.push(event.text)
 
     def ended(self, event: Ended) -> list[Part]:
@@ -36,6 +38,7 @@ class Choice:
             self.tokens = draft.tokens
             shown = draft.kept + bool(draft.tail)  # of a token that spans the beginning of a stop text some is shown
             del self._scores[max(0, shown - self._given) :]
+            self._sure = len(self._scores)
             self.reason = REASONS.get(draft.stop_reason or "", "stop")
         if self._parts.calls and self.reason == "stop":
             self.reason = "tool_calls"
@@ -47,9 +50,9 @@ class Choice:
         return bool(self._scores)
 
     def scores(self) -> list[Score]:
-        """Those of the tokens since the last time."""
-        scores, self._scores = self._scores, []
-        self._given += len(scores)
+        """Those of the tokens since the last time whose text is out."""
+        scores, self._scores = self._scores[: self._sure], self._scores[self._sure :]
+        self._given, self._sure = self._given + len(scores), 0
         return scores
 
 
