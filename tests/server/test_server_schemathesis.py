@@ -104,7 +104,7 @@ CHAINS = ("--phases", "stateful", "--mode", "positive", "--include-path-regex", 
 
 
 def test_the_routes_answer_as_the_document_says(small: Here, tmp_path: Path) -> None:
-    examine(small, tmp_path, *ROUTES, "--max-examples", "10")
+    examine(small, tmp_path, *ROUTES, "--max-examples", "5")
 
 
 def test_chains_of_requests_hold_too(small: Here, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def survives(folder: Path, kills: int, *overrides: str) -> None:
     assert min(planted.values()) >= 1, found  # of many kills the last may find nothing left to write
 
 
-@pytest.mark.parametrize(("version", "precision"), [("4", "bf16"), ("7", "fp32")])
+@pytest.mark.parametrize(("version", "precision"), [pytest.param("4", "bf16", marks=pytest.mark.slow), ("7", "fp32")])
 def test_killed(tmp_path: Path, version: str, precision: str) -> None:
     survives(tmp_path, 4, f"version={version}", f"precision={precision}")
 
