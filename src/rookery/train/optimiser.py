@@ -6,6 +6,7 @@ Source: RWKV-LM RWKV-v7/train_temp/src/{model,trainer}.py, RWKV-v4neo/src/traine
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ from rookery.architecture import version
 from rookery.architecture.spec import Config
 from rookery.train.config import OptimiserSettings, Settings
 
+Rule = Callable[[str, Tensor], tuple[float, bool]]  # of a parameter: its learning-rate scale, whether it decays
 
-def groups(network: nn.Module, config: Config, weight_decay: float) -> list[dict[str, Any]]:
-    """One group for each (learning-rate scale, decays) of the parameter table; `names` says what is in it."""
-    table = {p.name: p for p in version(config).params(config)}
+
+def grouped(network: nn.Module, rule: Rule, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, one group for each answer of `rule`; `names` says what is in it."""
     sorted_out: dict[tuple[float, bool], dict[str, Tensor]] = {}
     for name, tensor in network.named_parameters():
         if tensor.requires_grad:
-            sorted_out.setdefault((table[name].lr, table[name].decay), {})[name] = tensor
+            sorted_out.setdefault(rule(name, tensor), {})[name] = tensor
     return [
         {
             "params": list(members.values()),
@@ -34,11 +36,20 @@ def groups(network: nn.Module, config: Config, weight_decay: float) -> list[dict
     ]
 
 
+def groups(network: nn.Module, config: Config, weight_decay: float) -> list[dict[str, Any]]:
+    """One group for each (learning-rate scale, decays) of the parameter table."""
+    table = {p.name: (p.lr, p.decay) for p in version(config).params(config)}
+    return grouped(network, lambda name, _: table[name], weight_decay)
+
+
 def adamw(network: nn.Module, config: Config, o: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over `groups`, in one fused kernel; a group's rate is set before each step by `set_rate`."""
-    return torch.optim.AdamW(
-        groups(network, config, o.weight_decay), o.lr_init, (o.beta1, o.beta2), o.adam_eps, fused=True
-    )  # fmt: skip
+    """AdamW over `groups`; a group's rate is set before each step by `set_rate`."""
+    return over(groups(network, config, o.weight_decay), o)
+
+
+def over(groups: list[dict[str, Any]], o: Any) -> torch.optim.AdamW:
+    """AdamW in one fused kernel, as the optimiser's settings of a run say."""
+    return torch.optim.AdamW(groups, o.lr_init, (o.beta1, o.beta2), o.adam_eps, fused=True)
 
 
 def set_rate(adam: torch.optim.Optimizer, rate: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rookery.architecture import Param, version
 from rookery.backends.torch import Network
 from rookery.errors import InputError
 from rookery.formats.tensor import Array
+from rookery.train import optimiser
 from rookery.tune import config
 from rookery.tune.config import AdapterSettings, Settings
 from rookery.tune.modules import METHODS, Adapted, Initial, means, targets
@@ -57,20 +58,11 @@ def attach(network: Network, s: Settings, start: Array) -> None:
 def groups(network: Network, weight_decay: float) -> list[dict[str, Any]]:
     """What is trained, for AdamW: whole tensors with the scales and decay of the version's table, adapters decay."""
     table = {p.name: (p.lr, p.decay) for p in _table(network)}
-    found: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
-    for name, tensor in network.named_parameters():
-        if tensor.requires_grad:
-            own = (1.0, not name.startswith("initial.") and tensor.ndim > 1)
-            found.setdefault(table.get(name, own), {})[name] = tensor
-    return [
-        {
-            "params": list(members.values()),
-            "names": tuple(members),
-            "scale": scale,
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (scale, decays), members in found.items()
-    ]
+
+    def rule(name: str, tensor: Tensor) -> tuple[float, bool]:
+        return table.get(name, (1.0, not name.startswith("initial.") and tensor.ndim > 1))
+
+    return optimiser.grouped(network, rule, weight_decay)
 
 
 def parts(network: Network) -> dict[str, Part]:

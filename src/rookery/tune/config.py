@@ -103,29 +103,17 @@ class OptimiserSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class RunSettings:
+class RunSettings(training.RunSettings):
     """How, where, and what is kept."""
 
     out: str = key("out", "folder of the run: checkpoints, metrics, plot, adapter")
     seed: int = key(1, "of the first adapter, of the order and of samples")
-    device: str = key("auto", "cpu, cuda, or auto")
     precision: str = key("fp32", "fp32, or bf16 (autocast; what is trained stays float32)")
-    matmul: str = key("high", "float32 products: highest, high or medium, as torch.set_float32_matmul_precision")
     strategy: str = key("auto", "with several processes: ddp, or auto (ddp)")
-    grad_cp: bool = key(False, "recompute each block in the backward pass: less memory, a third more time")
     slice: int = key(0, "tokens that are in memory at a time, the gradient exact through all; 0: all of ctx_len")
-    compile: bool = key(False, "torch.compile each block; needs a compiler at run time")
-    head_chunk: int = key(0, "rows of logits at a time; 0: as many as fit in 64 MB")
-    threads: int = key(0, "of one process on a CPU; 0: all")
     save_every: int = key(100, "steps between checkpoints")
-    keep: int = key(2, "checkpoints kept")
     validate_every: int = key(0, "steps between validations besides those before and after; 0: none")
-    validate_tokens: int = key(65_536, "of the held-out data, at most")
-    sample_every: int = key(0, "steps between samples; 0: never")
-    sample_prompt: str = key("Once upon a time", "what a sample goes on from")
     dtype: str = key("bf16", "of the model that method = full writes: f32, f16, bf16")
-    tensorboard: bool = key(False, "also write TensorBoard events into OUT/tensorboard")
-    wandb: str = key("", "also log to this Weights & Biases project")
 
 
 @dataclass(frozen=True, slots=True)

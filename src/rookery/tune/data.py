@@ -67,8 +67,6 @@ class TuneData:
         progress: Progress | None = None,
         resets_possible: bool = True,
     ) -> None:
-        if not 0 <= data.hold_out < 1:
-            raise InputError(f"data.hold_out = {data.hold_out}: a share from 0 to less than 1 is wanted")
         self.tokenizer, self.device, self.batch_rows, self.seed = tokenizer, device, batch, seed
         self.packing = data.packing and resets_possible
         writer = Writer(tokenizer, template, data.mask)

@@ -84,6 +84,8 @@ def prepare(
     doubles lie on one side, today and tomorrow. progress: is told the bytes read, and all. Raises InputError and
     FileError, of which DamagedFile names the line.
     """
+    if not 0 <= hold_out < 1:
+        raise InputError(f"data.hold_out = {hold_out}: a share from 0 to less than 1 is wanted")
     sources = texts.find(train), texts.find(validation) if validation else []
     halves = [folder / "train", folder / "validation"]
     note, of = folder / "rows.json", json.dumps(_of(sources, writer, fields, hold_out))

@@ -53,8 +53,6 @@ class PairData:
         progress: Progress | None = None,
         objective: str = "dpo",
     ) -> None:
-        if not 0 <= data.hold_out < 1:
-            raise InputError(f"data.hold_out = {data.hold_out}: a share from 0 to less than 1 is wanted")
         self.tokenizer, self.device, self.batch_rows, self.seed = tokenizer, device, batch, seed
         self.progress = progress
         self.reference: dict[str, Tensor] = {}  # float32 [rows,2] by half

@@ -20,6 +20,7 @@ from rookery.backends.torch import Network
 from rookery.chat import find
 from rookery.errors import InputError
 from rookery.state import State, pieces
+from rookery.train import optimiser
 from rookery.train import report as reports
 from rookery.train.loss import loss_of
 from rookery.train.report import Report
@@ -114,8 +115,7 @@ class Tuner(Trainer):
 
     def _optimiser(self) -> torch.optim.Optimizer:
         o = self.settings.optimiser
-        found = attach.groups(self.network, o.weight_decay)
-        return torch.optim.AdamW(found, o.lr_init, (o.beta1, o.beta2), o.adam_eps, fused=True)
+        return optimiser.over(attach.groups(self.network, o.weight_decay), o)
 
     def rate(self, step: int) -> float:
         o = self.settings.optimiser

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rookery.architecture import Param, forward, version
+from rookery.backends.alone import Alone
 from rookery.backends.layout import Layout
 from rookery.backends.reference.ops import Ops
 from rookery.backends.reference.points import Hearing, ear, hearing
@@ -21,7 +22,7 @@ from rookery.weights.adapters import Side
 Array = npt.NDArray[Any]
 
 
-class Runner:
+class Runner(Alone):
     """`dtype`: "float32" (default) or "float64", for weights, states and logits alike."""
 
     name = "reference"
@@ -42,21 +43,6 @@ class Runner:
             )
         self.listener: Callable[[str, Array], Array] | None = None  # what it returns takes the value's place
         self._hearing: Hearing | None = None
-
-    @property
-    def family(self) -> Runner:
-        """See `backends.Runner`: of each its own."""
-        return self
-
-    def together(
-        self,
-        runners: Sequence[Runner],
-        rows: Sequence[npt.NDArray[np.int64]],
-        states: Sequence[Array],
-        every: bool = False,
-    ) -> list[Array]:
-        """See `backends.Runner`: all are this one."""
-        return self.step(rows, states, every)
 
     def adapted(self, weights: Weights) -> Runner:
         """See `backends.Runner`; nothing is shared."""

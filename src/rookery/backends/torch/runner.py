@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rookery.backends.alone import Alone
 from rookery.backends.layout import Layout
 from rookery.backends.reference.points import Hearing, ear, hearing
 from rookery.backends.torch.module import Network
@@ -19,7 +20,7 @@ from rookery.weights import Weights
 Array = npt.NDArray[Any]
 
 
-class Runner:
+class Runner(Alone):
     """`dtype`: "float32" (default) or "float64"; `device`: "cpu" (default), "cuda", ..."""
 
     name = "torch"
@@ -41,21 +42,6 @@ class Runner:
             raise BackendError(f"device {device!r}: {str(error).splitlines()[0]}") from None
         self.listener: Callable[[str, torch.Tensor], torch.Tensor] | None = None  # what it returns goes on
         self._hearing: Hearing | None = None
-
-    @property
-    def family(self) -> Runner:
-        """See `backends.Runner`: of each its own."""
-        return self
-
-    def together(
-        self,
-        runners: Sequence[Runner],
-        rows: Sequence[npt.NDArray[np.int64]],
-        states: Sequence[Array],
-        every: bool = False,
-    ) -> list[Array]:
-        """See `backends.Runner`: all are this one."""
-        return self.step(rows, states, every)
 
     def adapted(self, weights: Weights) -> Runner:
         """See `backends.Runner`; nothing is shared, and adapters are merged."""
