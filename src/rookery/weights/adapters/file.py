@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from rookery import formats
 from rookery.errors import AdapterError
-from rookery.formats.tensor import Tensor
+from rookery.formats.raw import brief
+from rookery.formats.tensor import Array, Tensor
 from rookery.weights.adapters.adapter import KINDS, Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
 
 KIND, SCALES = "rookery.kind", "rookery.scales"
@@ -52,20 +54,29 @@ def of_file(file: formats.File) -> Adapter:
     arrays: dict[str, dict[str, Any]] = {}
     for key, tensor in file.tensors.items():
         name, _, what = key.rpartition(":")
-        value = tensor.float32()
-        if not np.isfinite(value).all():
-            raise AdapterError(f"{file.path}: {key} has numbers that are not finite")
-        arrays.setdefault(name, {})[what] = value
+        arrays.setdefault(name, {})[what] = numbers(file.path, key, tensor)
     scales = _scales(file.path, said.get(SCALES, "{}"))
+    parts = {name: _part(file.path, name, found, scales) for name, found in arrays.items()}
+    return told(file.path, parts, said.get(METHOD, "lora"), said)
+
+
+def numbers(path: str, name: str, tensor: Tensor) -> Array:
+    """A tensor of an adapter as float32. Raises AdapterError where a number is not finite."""
+    value = tensor.float32()
+    if not np.isfinite(value).all():
+        raise AdapterError(f"{path}: {brief(name)} has numbers that are not finite")
+    return value
+
+
+def told(path: str, parts: dict[str, Part], method: str, said: Mapping[str, Any], **more: str) -> Adapter:
+    """The adapter of these parts, with what its metadata tell: ours, or what foreign.story left in others' files."""
+    if not parts:
+        raise AdapterError(f"{path}: an adapter without a part")
     quant = said.get(QUANT, "none")
     if quant not in Adapter.QUANTS:
-        raise AdapterError(f"{file.path}: made over a base in {quant!r}, which is not known; {Adapter.QUANTS} are")
-    parts = {name: _part(file.path, name, found, scales) for name, found in arrays.items()}
-    if not parts:
-        raise AdapterError(f"{file.path}: an adapter without a part")
-    return Adapter(
-        parts, said.get(METHOD, "lora"), file.path, dict(said), said.get(FINGERPRINT), said.get(LINEAGE), quant
-    )  # fmt: skip
+        raise AdapterError(f"{path}: made over a base in {brief(str(quant))}; known: {', '.join(Adapter.QUANTS)}")
+    ours = {key: value for key, value in said.items() if key.startswith("rookery.") and isinstance(value, str)}
+    return Adapter(parts, method, path, ours | more, said.get(FINGERPRINT), said.get(LINEAGE), str(quant))
 
 
 def _scales(path: str, text: str) -> dict[str, float]:

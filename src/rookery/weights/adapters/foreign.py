@@ -1,30 +1,18 @@
-"""What readers and writers of other programs' adapters share: checked numbers, and our story beside theirs."""
+"""What readers and writers of other programs' adapters share: checked settings, and our story beside theirs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, TypeVar
-
-import numpy as np
 
 from rookery.errors import AdapterError
 from rookery.formats.raw import brief
-from rookery.formats.tensor import Array, Tensor
 from rookery.weights.adapters.adapter import Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
 from rookery.weights.adapters.file import FINGERPRINT, KIND, LARGEST, LINEAGE, METHOD, QUANT, SCALES
 
 ALPHA = "rookery.alpha"
 METHODS: dict[type[Part], str] = {LowRank: "lora", Dora: "dora", Pissa: "pissa", Miss: "miss", Bat: "bat"}
 T = TypeVar("T")
-
-
-def numbers(path: str, name: str, tensor: Tensor) -> Array:
-    """A tensor of an adapter as float32. Raises AdapterError where a number is not finite."""
-    value = tensor.float32()
-    if not np.isfinite(value).all():
-        raise AdapterError(f"{path}: {brief(name)} has numbers that are not finite")
-    return value
 
 
 def number(path: str, name: str, value: Any) -> float:
@@ -67,14 +55,3 @@ def story(adapter: Adapter) -> dict[str, str]:
     if adapter.base_fingerprint and adapter.base_lineage:
         said |= {FINGERPRINT: adapter.base_fingerprint, LINEAGE: adapter.base_lineage}
     return said
-
-
-def told(path: str, parts: dict[str, Part], method: str, said: Mapping[str, Any], **more: str) -> Adapter:
-    """The adapter of these parts, with what `story` left of it in the file's metadata."""
-    if not parts:
-        raise AdapterError(f"{path}: an adapter without a part")
-    quant = said.get(QUANT, "none")
-    if quant not in Adapter.QUANTS:
-        raise AdapterError(f"{path}: made over a base in {brief(str(quant))}; known: {', '.join(Adapter.QUANTS)}")
-    ours = {key: value for key, value in said.items() if key.startswith("rookery.") and isinstance(value, str)}
-    return Adapter(parts, method, path, ours | more, said.get(FINGERPRINT), said.get(LINEAGE), str(quant))

@@ -21,6 +21,7 @@ from rookery.formats.raw import brief, map_file
 from rookery.formats.tensor import Array
 from rookery.weights.adapters import foreign
 from rookery.weights.adapters.adapter import Adapter, Dora, LowRank, Miss, Part, Pissa, Whole
+from rookery.weights.adapters.file import numbers, told
 from rookery.weights.names import hf
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -93,7 +94,7 @@ def read(path: str | os.PathLike[str], init: formats.PathLike | None = None) -> 
         if ours in parts:
             raise AdapterError(f"{path}: holds {ours} and a low-rank change of it; wanted one of them")
         parts[ours] = Whole(value)
-    return foreign.told(path, parts, made, said, **more)
+    return told(path, parts, made, said, **more)
 
 
 def _check(path: str, config: dict[str, Any]) -> None:
@@ -130,7 +131,7 @@ def _tensors(path: str) -> tuple[Found, dict[str, Array], dict[str, Any]]:
     whole: dict[str, Array] = {}
     for given, tensor in file.tensors.items():
         name = given.removeprefix(PREFIX)
-        value = foreign.numbers(there, given, tensor)
+        value = numbers(there, given, tensor)
         place: dict[str, Array]
         if match := _LEAF.fullmatch(name):
             place, key = found.setdefault(match[1], {}), match[2]

@@ -18,6 +18,7 @@ from rookery.formats.raw import brief
 from rookery.formats.tensor import Array, Tensor
 from rookery.weights.adapters import foreign
 from rookery.weights.adapters.adapter import Adapter, Bat, Dora, LowRank, Miss, Part, Pissa, Whole
+from rookery.weights.adapters.file import numbers, told
 
 INIT = "init_pissa.pth"
 LEAVES = ("lora_A", "lora_B", "lora_M", "disha", "bone")
@@ -69,7 +70,7 @@ def of_file(file: formats.File, alpha: float | None = None, init: formats.PathLi
         if name in parts:
             raise AdapterError(f"{path}: holds {name} and a low-rank change of it; wanted one of them")
         parts[name] = Whole(value)
-    return foreign.told(path, parts, method, file.metadata)
+    return told(path, parts, method, file.metadata)
 
 
 def write(path: str | os.PathLike[str], adapter: Adapter, force: bool = False) -> None:
@@ -123,7 +124,7 @@ def _split(path: str, tensors: Mapping[str, Tensor], leaves: tuple[str, ...]) ->
         place, key = (found.setdefault(module, {}), leaf) if leaf in leaves else (whole, name)
         if key in place:
             raise AdapterError(f"{path}: holds {name} twice, under two prefixes")
-        place[key] = foreign.numbers(path, given, tensor)
+        place[key] = numbers(path, given, tensor)
     return found, whole
 
 
