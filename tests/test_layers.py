@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"architecture", "formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "store"},
     "engine": {"tokenizer", "sampling", "state", "stream", "model", "store"},
     "bench": {"model", "backends"},
+    "evaluate": {"formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "__version__"},
     "lab": {
         "architecture",
         "formats",
@@ -71,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {
         "chat",
         "errors",
+        "evaluate",
         "lab",
         "store",
         "tokenizer",

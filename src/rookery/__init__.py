@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rookery import chat, errors, lab, store, tokenizer, weights
+    from rookery import chat, errors, evaluate, lab, store, tokenizer, weights
     from rookery.model import Model, load
     from rookery.sampling import Sampling
     from rookery.session import Session
@@ -28,7 +28,7 @@ _HOME = {
     "Stream": "rookery.stream",
     "load": "rookery.model",
 }
-_ROOMS = ("chat", "errors", "lab", "store", "tokenizer", "weights")
+_ROOMS = ("chat", "errors", "evaluate", "lab", "store", "tokenizer", "weights")
 
 __all__ = [
     "Model",
@@ -38,6 +38,7 @@ __all__ = [
     "Stream",
     "chat",
     "errors",
+    "evaluate",
     "lab",
     "load",
     "store",

@@ -24,6 +24,7 @@ COMMANDS = {
     "merge": "write a base and its adapters as one model",
     "plan": "say what tuning or serving a model will take",
     "data": "tokenise text for training",
+    "eval": "measure what a model can do",
     "bench": "measure speed and memory",
     "lab": "watch, push and compare states",
     "pull": "download a model from the Hugging Face hub",

@@ -1,0 +1,136 @@
+"""`rookery eval`: the usual tables of one model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from rookery.cli import options
+from rookery.cli.progress import Job
+from rookery.errors import InputError
+
+
+def parser() -> options.Parser:
+    made = options.Parser(
+        "rookery eval",
+        "TASK... [NAME=VALUE...] [options]",
+        "Measure what a model can do.\n\n"
+        "A setting is NAME=VALUE, or TASK.NAME=VALUE where several tasks have it. Figures come with\n"
+        "their standard errors or 95 % intervals, and with the score of chance.\n"
+        "-m http://HOST:PORT asks a server.",
+    )
+    made.add_argument("given", nargs="*", metavar="TASK", help="what to measure, see --list")
+    made.add_argument("--list", action="store_true", help="show the tasks and their settings")
+    made.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="the data, or a folder with data under its usual names",
+    )
+    made.add_argument("--limit", type=options.whole(1), metavar="N", help="only the first N items of each task")
+    made.add_argument(
+        "-o", "--out", metavar="DIR", help="keep rows and figures there; a run that was stopped goes on there"
+    )
+    made.add_argument(
+        "--prefix",
+        type=_ids,
+        metavar="ID,...",
+        help="token ids read before every text; none for none (default: the token that ends a text)",
+    )
+    made.add_argument("--seed", type=options.whole(0), metavar="N", help="of all that is drawn (default: 0)")
+    made.add_argument(
+        "--batch", type=options.whole(1), default=32, metavar="N", help="items asked about together (default: 32)"
+    )
+    options.add_general(made, json="print one object: manifest and results")
+    options.add_model(made)
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    from rookery.evaluate import text
+
+    if args.list:
+        print(_listing())
+        return 0
+    from rookery.evaluate import run as measure
+
+    tasks = _tasks(args)
+    with Job(f"reading {args.model}"):
+        scorer = _scorer(args)
+    with Job(f"measuring {options.model_name(args)}", "items") as job:
+        found = measure(scorer, tasks, args.limit, args.out, args.batch, lambda task, *done: job.update(*done))
+    print(text.dumps(found) if args.json else text.report(found["results"]))
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> list[Any]:
+    """The tasks that were named, each with its settings and its data. Raises InputError."""
+    from rookery.evaluate import tasks
+
+    names = [word for word in args.given if "=" not in word]
+    if not names:
+        raise InputError(f"no task: name at least one of {', '.join(tasks.TASKS)} (see rookery eval --list)")
+    rooms = {name: tasks.module(name) for name in names}
+    given: dict[str, dict[str, str]] = {name: {} for name in names}
+    for word in args.given:
+        if "=" in word:
+            for name, key, value in _setting(word, rooms):
+                given[name][key] = value
+    if args.seed is not None:
+        for name, room in rooms.items():
+            if "seed" in room.Settings.__dataclass_fields__:
+                given[name].setdefault("seed", str(args.seed))
+    data = _data(args.data, names)
+    return [tasks.make(name, given[name], data.get(name)) for name in names]
+
+
+def _setting(word: str, rooms: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(task, name, value) for each task that `NAME=VALUE` is for."""
+    left, _, value = word.partition("=")
+    task, dot, name = left.partition(".")
+    if dot:
+        if task not in rooms:
+            raise InputError(f"{word!r}: {task!r} is not among the tasks ({', '.join(rooms)})")
+        return [(task, name, value)]
+    having = [task for task, room in rooms.items() if left in room.Settings.__dataclass_fields__]
+    return [(task, left, value) for task in having or rooms]  # of none: each says what it knows
+
+
+def _data(given: list[str], names: list[str]) -> dict[str, str]:
+    """The data of each task: that with its name, else the first without."""
+    found: dict[str, str] = {}
+    for word in given:
+        task, equals, path = word.partition("=")
+        found |= {task: path} if equals and task in names else {name: word for name in names if name not in found}
+    return found
+
+
+def _scorer(args: argparse.Namespace) -> Any:
+    from rookery.evaluate import Local, Remote
+
+    if args.model.startswith(("http://", "https://")):
+        return Remote(args.model, prefix=args.prefix)
+    return Local(options.load_model(args), args.prefix)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    """Token ids with commas between them, or "none"."""
+    if text.strip().lower() in ("", "none"):
+        return ()
+    one = options.whole(0)
+    return tuple(one(part) for part in text.split(","))
+
+
+def _listing() -> str:
+    from rookery.evaluate import settings, tasks
+
+    lines = []
+    for name, what in tasks.TASKS.items():
+        room = tasks.module(name)
+        lines.append(f"{name:<12} {what}")
+        lines += [f"    {key}={default:<20} {help}" for key, default, help in settings.describe(room.Settings)]
+        if room.FILES:
+            lines.append(f"    --data {' or '.join(room.FILES)}: {room.SOURCE}")
+    return "\n".join(lines)
