@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rookery
-from rookery.errors import InputError
+from rookery.errors import InputError, TokenizerError
+from rookery.evaluate.local import Local
 from rookery.evaluate.requests import Answer, Likelihood, Likely, Request
 from rookery.evaluate.tasks.mqar import EMPTY, Mqar, Settings, draw, kinds_of
+
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 class Ids:
@@ -125,6 +130,16 @@ def test_words_are_asked_for_line_by_line() -> None:
             assert all(pairs[key] == value for key, value in map(str.split, questions))
             assert coder.encode(said) == [*asked.context, *asked.continuation]  # as the model would read it
     assert answered(task, coder, bound)["acc"] == 1
+
+
+def test_a_network_without_words_is_asked_by_its_ids() -> None:
+    model = Local(rookery.load(FIXTURES / "v7.safetensors"))
+    assert model.prefix == ()
+    task = Mqar(Settings(pairs=(4,), repeats=3, vocab=64))
+    rows = [task.row(item, model.answer(item.requests)) for item in task.items(model.coder)]
+    assert task.summary(rows)["nats"] > 1  # it was never trained
+    with pytest.raises(TokenizerError, match="says nothing of its tokenizer"):
+        next(Mqar(Settings(pairs=(4,), text=True)).items(model.coder))
 
 
 def test_too_many_pairs_are_refused_before_anything_is_asked() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from rookery import tokenizer as tokenizers
-from rookery.errors import InputError, TokenError
+from rookery.errors import InputError, TokenError, TokenizerError
 from rookery.evaluate.requests import Answer, Continue, Likelihood, Likely, Passage, Read, Request, ids, pair
 from rookery.evaluate.tree import Row, read
 from rookery.model import Model
+from rookery.tokenizer import Tokenizer
 
 STATES = 256 << 20  # bytes of states that are read side by side
 MOST = 64  # sequences side by side: more rows bring nothing
@@ -97,14 +98,31 @@ class _Coder:
     """The model's tokenizer, with the model's own number of tokens."""
 
     def __init__(self, model: Model) -> None:
-        self._tokenizer = model.tokenizer
-        self.vocab_size, self.end, self.name = model.config.n_vocab, model.tokenizer.end, model.tokenizer.name
-        self.encode, self.decode_bytes = model.tokenizer.encode, model.tokenizer.decode_bytes
-        self.stream = model.tokenizer.stream
+        try:
+            self._tokenizer: Tokenizer | _Wordless = model.tokenizer
+        except TokenizerError as error:
+            self._tokenizer = _Wordless(error)
+        of = self._tokenizer
+        self.vocab_size, self.end, self.name = model.config.n_vocab, of.end, of.name
+        self.encode, self.decode_bytes, self.stream = of.encode, of.decode_bytes, of.stream
 
     @property
     def digest(self) -> str:
-        return tokenizers.digest(self._tokenizer)
+        return "" if isinstance(self._tokenizer, _Wordless) else tokenizers.digest(self._tokenizer)
+
+
+class _Wordless:
+    """In the place of a tokenizer that is not known: ids may be asked about, texts not."""
+
+    name, end = "none", None
+
+    def __init__(self, why: TokenizerError) -> None:
+        self._why = why
+
+    def encode(self, *_: object) -> NoReturn:
+        raise self._why
+
+    decode_bytes = stream = encode
 
 
 class _Text:

@@ -63,7 +63,7 @@ class Mqar:
             what = "words of two letters or more" if s.text else "ids"
             raise InputError(
                 f"mqar.pairs={max(s.pairs)}: needs as many keys and as many values, and there are "
-                f"{len(kinds[0])} and {len(kinds[1])} {what}; ask for at most {most} pairs, or set mqar.vocab"
+                f"{len(kinds[0])} and {len(kinds[1])} {what}; ask for at most {most} pairs"
             )
         between = (coder.encode("\n"), coder.encode("\n\n")) if s.text else None
         for repeat in range(s.repeats):
