@@ -188,3 +188,6 @@ PREFERENCE = 1e-9
 # A model wholly in bf16 or float16 (rookery.hf) against float32 over the same numbers, relative L2 over the logits: two
 # or three layers, each product rounded to 8 bits (measured 0.7 % for v4 to 1.4 % for v7; float16 0.2 %).
 LOGITS_HALF = 3e-2
+
+# --- evaluate ---
+EVALUATE_LOGPROB = 2e-5  # nats a token: float32 exponentials summed in float64, against all in float64

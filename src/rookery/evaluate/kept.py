@@ -45,8 +45,11 @@ class KeptRows(Rows):
         super().__init__()
         self._path = path
         self._file = _opened(path)
-        for row in self._whole():
-            self._rows.append(row)
+        try:
+            self._rows += self._whole()
+        except BaseException:
+            self._file.close()
+            raise
 
     def _whole(self) -> Iterator[dict[str, Any]]:
         """The rows up to the first that is torn, where the file is cut."""

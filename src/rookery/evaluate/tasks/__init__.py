@@ -1,5 +1,6 @@
 """The tasks by name. Each is a module here, imported when it is asked for, with `Settings`, `TASK` (the class), `FILES`
-(what its data file is called in a folder; none where it needs none) and `SOURCE` (where to get that).
+(what its data file is called in a folder; none where it needs none) and `SOURCE` (where to get that). Where that
+depends on the settings, `files(settings)` gives the names.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def make(name: str, given: Mapping[str, Any] | None = None, data: files.Path | N
     room = module(name)
     settings = reading.read(room.Settings, given or {}, name)
     path = None
-    if data is not None and room.FILES:
-        path = files.find(data, room.FILES, name)
+    names = room.files(settings) if hasattr(room, "files") else room.FILES
+    if data is not None and names:
+        path = files.find(data, names, name)
     task: Task = room.TASK(settings, path)
     return task
 
