@@ -1,9 +1,9 @@
 """Needles in a haystack: what stands somewhere in a long text is asked for at its end.
 
-Kinds: `passkey` (LongMamba's) and RULER's that need no download (ruler.py). `acc` is RULER's score, the share of what is
-asked for that stands in a greedy continuation. A model too weak for that still shows something:
-`mc_acc` is the share of right answers that are likelier than each of `choices` - 1 wrong ones, drawn as the right one
-was (numbers of the text that belong to other keys among them); chance is 1 / choices. `margin`: by how many nats.
+Kinds: `passkey` (LongMamba's) and RULER's that need no download (ruler.py). `acc` is RULER's score, the share of what
+is asked for that stands in a greedy continuation. A model too weak for that still shows something: `mc_acc` is the
+share of right answers that are likelier than each of `choices` - 1 wrong ones, drawn as the right one was (numbers of
+the text that belong to other keys among them); chance is 1 / choices. `margin`: by how many nats.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ SOURCE = "made here"
 BYTES_A_TOKEN = 200  # a prompt while it is filled: text, sentences, and its ids twice, as Python holds them
 EFFECTIVE = 0.856  # RULER's bar: what Llama-2-7B scores at 4,096 tokens
 MOST_CHOICES = 50
+LOOKED_AT = 1000  # prompts, before the first is asked: what is too short is told at once
 ROOM = 16  # tokens that a continuation may have besides its answers
 
 # share of the hay before the needle, wrong answers, kind of keys, of values -> puzzle
@@ -138,7 +140,8 @@ class Needle:
         for cell in self.cells(self.settings.lengths):
             drawn = self.puzzle(cell)
             ids = fill(coder.encode, drawn.prompt, cell.length)
-            assert ids is not None  # as _least has seen to
+            if ids is None:
+                raise too_short(cell.length, {cell.kind: len(coder.encode(drawn.prompt(0)))})
             prompt, answers = tuple(ids), list(drawn.answers)
             likely = [Likelihood(prompt, f" {name}") for name in (*answers, *drawn.wrong)]
             tokens = len(coder.encode(drawn.example(0).answer)) + ROOM
@@ -156,16 +159,12 @@ class Needle:
         """Raises InputError, before anything is asked, where a prompt without hay is longer than it may be."""
         shortest = min(self.settings.lengths)
         least: dict[str, int] = {}
-        for cell in self.cells([shortest]):
+        for cell in islice(self.cells([shortest]), LOOKED_AT):
             bare = len(coder.encode(self.puzzle(cell).prompt(0)))
             least[cell.kind] = max(bare, least.get(cell.kind, 0))
         short = {kind: n for kind, n in least.items() if n > shortest}
         if short:
-            needs = ", ".join(f"{kind} {n}" for kind, n in short.items())
-            raise InputError(
-                f"lengths={shortest}: too short for what is hidden (tokens: {needs}); "
-                f"give lengths of {max(short.values())} or more, or fewer kinds"
-            )
+            raise too_short(shortest, short)
 
     def row(self, item: Item, answers: Sequence[Answer]) -> dict[str, Any]:
         *likely, wrote = answers
@@ -246,6 +245,14 @@ def by(rows: Sequence[dict[str, Any]], field: str) -> dict[Any, list[dict[str, A
 def effective(rows: Sequence[dict[str, Any]]) -> int:
     """The longest length at which the mean score is at least EFFECTIVE; 0 if none."""
     return max((n for n, of in by(rows, "length").items() if mean([r["found"] for r in of])[0] >= EFFECTIVE), default=0)
+
+
+def too_short(length: int, least: dict[str, int]) -> InputError:
+    needs = ", ".join(f"{kind} {n}" for kind, n in least.items())
+    return InputError(
+        f"lengths={length}: too short for what is hidden (tokens: {needs}); "
+        f"give lengths of {max(least.values())} or more, or other kinds"
+    )
 
 
 def stands(name: str, text: str) -> bool:
