@@ -1,0 +1,65 @@
+"""The models that are compared, behind one interface: RWKV, Transformers, Mamba-2 and LSTM with random weights.
+
+All run in torch on the same threads, so that the architecture is what differs; "-native" ones run RWKV on the native
+core, a runtime that the others do not have, and say so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from rookery.bench.context import rwkv, transformer
+from rookery.bench.context.match import Plan, Spec
+from rookery.bench.context.peer import EXTRA, Peer
+from rookery.errors import InputError, MissingExtra
+
+__all__ = ["KINDS", "NATIVE", "Peer", "Plan", "Spec", "build", "constant", "need", "plan"]
+
+Planner = Callable[[str, Spec], Plan]
+Maker = Callable[[str, Spec, int], Peer]
+
+_MADE: dict[str, tuple[Planner, Maker]] = {
+    **dict.fromkeys(rwkv.VERSIONS, (rwkv.plan, rwkv.Rwkv)),
+    "transformer-gqa": (transformer.plan, transformer.Transformer),
+    "transformer-mha": (transformer.plan, transformer.Transformer),
+    **dict.fromkeys(rwkv.NATIVE, (rwkv.native_plan, rwkv.Native)),
+}
+NATIVE = tuple(rwkv.NATIVE)
+KINDS = tuple(kind for kind in _MADE if kind not in NATIVE)
+
+
+def plan(kind: str, spec: Spec) -> Plan:
+    """What a peer is made of: sizes, tensors, bytes. Raises InputError for an unknown kind, and where none fits."""
+    return _of(kind)[0](kind, spec)
+
+
+def build(kind: str, spec: Spec, seed: int = 0) -> Peer:
+    """The peer with random weights; torch is set to `spec.threads`. Raises InputError and MissingExtra."""
+    maker = _of(kind)[1]
+    try:
+        import torch as torch
+    except ImportError:
+        raise MissingExtra("bench context", "train") from None
+    return maker(kind, spec, seed)
+
+
+def constant(kind: str, spec: Spec) -> bool:
+    """Whether the state is of one size at every depth."""
+    return plan(kind, spec).state[1] == 0
+
+
+def need(kind: str, spec: Spec, depth: int, train: bool = False) -> int:
+    """Bytes that decode at `depth` needs at least, or (`train`) a training step on `depth` tokens; nothing is built."""
+    found = plan(kind, spec)
+    if not train:
+        return found.weight_bytes + found.state_bytes(depth + EXTRA)
+    return 4 * found.weight_bytes
+
+
+def _of(kind: str) -> tuple[Planner, Maker]:
+    if kind not in _MADE:
+        near = difflib.get_close_matches(kind, _MADE, 1)
+        meant = f"did you mean {near[0]}?" if near else f"wanted: {', '.join(_MADE)}"
+        raise InputError(f"no peer {kind!r}; {meant}")
+    return _MADE[kind]
