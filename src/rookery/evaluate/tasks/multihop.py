@@ -20,11 +20,10 @@ from rookery.evaluate.settings import setting
 from rookery.evaluate.statistics import mean, wilson
 from rookery.evaluate.task import Item
 from rookery.evaluate.tasks import stories
-from rookery.evaluate.tasks.needle.haystack import fill, room
+from rookery.evaluate.tasks.needle.haystack import PROMPT, REQUEST, fill, room
 
 FILES: tuple[str, ...] = ()
 SOURCE = "made here"
-BYTES_A_TOKEN = 200  # as a needle's prompt
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Multihop:
             if kind not in stories.KINDS:
                 raise InputError(f"kinds={kind}: choose from {', '.join(stories.KINDS)}")
         handed = max(s.hops) * (s.objects if s.busy else 1)
-        room(f"{self.name}: hops and distances", max(s.distances) + 10 * handed, BYTES_A_TOKEN)
+        room(f"{self.name}: hops and distances", max(s.distances) + 10 * handed, PROMPT + REQUEST * s.people)
 
     def items(self, coder: Coder) -> Iterator[Item]:
         """Repeats outermost, so that the first n items (--limit) hold something of everything; the same stories at
@@ -89,7 +88,7 @@ class Multihop:
         margin = right - logprobs[wrong]
         exact = re.match(rf"\W*{re.escape(about['answer'])}\b", str(wrote)) is not None
         picked = about["answer"] if margin > 0 else wrong
-        return {**about, "picked": picked, "right": margin > 0, "margin": margin, "wrote": wrote, "exact": exact}
+        return {"picked": picked, "right": margin > 0, "margin": margin, "wrote": wrote, "exact": exact}
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures = dict(zip(SCORES, scores(rows), strict=True))

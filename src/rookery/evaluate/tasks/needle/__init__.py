@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,12 +24,11 @@ from rookery.evaluate.settings import setting
 from rookery.evaluate.statistics import mean, wilson
 from rookery.evaluate.task import Item
 from rookery.evaluate.tasks.needle import ruler
-from rookery.evaluate.tasks.needle.haystack import Example, Puzzle, fill, room
+from rookery.evaluate.tasks.needle.haystack import PROMPT, REQUEST, Example, Puzzle, fill, room
 from rookery.evaluate.tasks.needle.passkey import passkey
 
 FILES: tuple[str, ...] = ()
 SOURCE = "made here"
-BYTES_A_TOKEN = 200  # a prompt while it is filled: text, sentences, and its ids twice, as Python holds them
 EFFECTIVE = 0.856  # RULER's bar: what Llama-2-7B scores at 4,096 tokens
 MOST_CHOICES = 50
 LOOKED_AT = 1000  # prompts, before the first is asked: what is too short is told at once
@@ -84,10 +83,10 @@ class Settings:
 class Cell(NamedTuple):
     """What is drawn, apart from chance. `depth` in percent; a kind whose needles are not placed only counts by it."""
 
+    repeat: int
+    depth: int
     kind: str
     length: int
-    depth: int
-    repeat: int
 
 
 class Needle:
@@ -96,7 +95,7 @@ class Needle:
     def __init__(self, settings: Settings, path: str | None = None) -> None:
         self.settings = settings
         self._check()
-        room(f"{self.name}: lengths", max(settings.lengths), BYTES_A_TOKEN)
+        room(f"{self.name}: lengths", max(settings.lengths), PROMPT + REQUEST * settings.choices)
 
     def _check(self) -> None:
         s = self.settings
@@ -124,10 +123,7 @@ class Needle:
     def cells(self, lengths: Sequence[int]) -> Iterator[Cell]:
         """Repeats outermost, so that the first n items (--limit) hold something of everything."""
         s = self.settings
-        for repeat in range(s.repeats):
-            for length in lengths:
-                for kind in s.kinds:
-                    yield from (Cell(kind, length, depth, repeat) for depth in s.depths)
+        return (Cell(*cell) for cell in product(range(s.repeats), s.depths, s.kinds, lengths))
 
     def puzzle(self, cell: Cell) -> Puzzle:
         """The same needles in every length, so that lengths are compared pair by pair."""
@@ -172,7 +168,6 @@ class Needle:
         asked: list[str] = item.about["answers"]
         right, best = logprobs[: len(asked)], max(logprobs[len(asked) :])
         return {
-            **item.about,
             "wrote": wrote,
             "found": mean([float(stands(name, str(wrote))) for name in asked])[0],
             "picked": mean([float(logprob > best) for logprob in right])[0],

@@ -16,6 +16,8 @@ import numpy as np
 from rookery.errors import InputError
 from rookery.evaluate.tasks.needle.words import ADJECTIVES, NOUNS
 
+PROMPT, REQUEST = 100, 30  # bytes a token: a prompt while it is filled; what each request holds of it (measured)
+
 HAY = ("The hay is dry.", "The barn is red.", "The pond is still.", "A cart goes by.", "The wind comes and goes.")
 
 
