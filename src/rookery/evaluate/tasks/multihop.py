@@ -52,8 +52,10 @@ class Multihop:
         for kind in s.kinds:
             if kind not in stories.KINDS:
                 raise InputError(f"kinds={kind}: choose from {', '.join(stories.KINDS)}")
+        if s.objects == 1 and "colour" in s.kinds:
+            raise InputError("objects=1: a question of colour has nothing to choose from; want 2 or more, or kinds=who")
         handed = max(s.hops) * (s.objects if s.busy else 1)
-        room(f"{self.name}: hops and distances", max(s.distances) + 10 * handed, PROMPT + REQUEST * s.people)
+        room("hops and distances", max(s.distances) + 10 * handed, PROMPT + REQUEST * s.people)
 
     def items(self, coder: Coder) -> Iterator[Item]:
         """Repeats outermost, so that the first n items (--limit) hold something of everything; the same stories at

@@ -95,7 +95,7 @@ class Needle:
     def __init__(self, settings: Settings, path: str | None = None) -> None:
         self.settings = settings
         self._check()
-        room(f"{self.name}: lengths", max(settings.lengths), PROMPT + REQUEST * settings.choices)
+        room("lengths", max(settings.lengths), PROMPT + REQUEST * settings.choices)
 
     def _check(self) -> None:
         s = self.settings

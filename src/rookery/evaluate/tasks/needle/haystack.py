@@ -137,9 +137,11 @@ def free_bytes() -> int | None:
         return None
 
 
-def room(task: str, tokens: int, bytes_a_token: int) -> None:
+def room(setting: str, tokens: int, bytes_a_token: int) -> None:
     """InputError where `tokens` of text are more than memory holds."""
     need, free = tokens * bytes_a_token, free_bytes()
     if need > (free or 1 << 40):
-        have = "any machine has" if free is None else f"the {free / 1e9:.1f} GB that are free"
-        raise InputError(f"{task}: a text of {tokens:,} tokens needs {need / 1e9:,.1f} GB for itself, more than {have}")
+        have = "any machine has" if free is None else f"the {free / 1e9:.2f} GB that are free"
+        raise InputError(
+            f"{setting}: a text of {tokens:,} tokens needs {need / 1e9:,.2f} GB for itself, more than {have}"
+        )
