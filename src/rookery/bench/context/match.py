@@ -117,8 +117,12 @@ def nearest(spec: Spec, count: Callable[[int], int]) -> int:
         if (off := abs(count(found) / spec.parameters - 1)) <= MEETS:
             return found
     if off > TOLERATED:
-        raise InputError(
-            f"{spec.parameters:,} parameters in {spec.layers} layers: the smallest model there has {count(1):,}; "
-            "fewer layers or more parameters are wanted"
-        )
+        raise too_many(spec)
     return found
+
+
+def too_many(spec: Spec) -> InputError:
+    return InputError(
+        f"{spec.parameters:,} parameters in {spec.layers} layers: too few for its parts of fixed size; "
+        "fewer layers or more parameters are wanted"
+    )

@@ -18,6 +18,8 @@ Logits: TypeAlias = npt.NDArray[np.float32]
 Tensor: TypeAlias = Any  # torch is named inside functions alone
 
 EXTRA = 1024  # tokens of room beyond a depth, unless asked otherwise
+SAMPLE = 64  # tokens read to see how large a state is
+SCATTER = 0.1  # of the numbers of an injected state, around those of the state that was read
 RATE = 1e-4  # of AdamW: what a step costs does not depend on it
 
 

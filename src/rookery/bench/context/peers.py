@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from rookery.bench.context import rwkv, transformer
+from rookery.bench.context import lstm, mamba2, rwkv, transformer
 from rookery.bench.context.match import Plan, Spec
 from rookery.bench.context.peer import EXTRA, Peer
 from rookery.errors import InputError, MissingExtra
@@ -23,6 +23,8 @@ _MADE: dict[str, tuple[Planner, Maker]] = {
     **dict.fromkeys(rwkv.VERSIONS, (rwkv.plan, rwkv.Rwkv)),
     "transformer-gqa": (transformer.plan, transformer.Transformer),
     "transformer-mha": (transformer.plan, transformer.Transformer),
+    "mamba2": (mamba2.plan, mamba2.Mamba2),
+    "lstm": (lstm.plan, lstm.Lstm),
     **dict.fromkeys(rwkv.NATIVE, (rwkv.native_plan, rwkv.Native)),
 }
 NATIVE = tuple(rwkv.NATIVE)

@@ -13,7 +13,7 @@ from rookery import state
 from rookery.architecture import Config, Param, version
 from rookery.architecture.spec import Orthogonal, Uniform
 from rookery.bench.context.match import OUTER, Plan, Spec, fill
-from rookery.bench.context.peer import EXTRA, Logits, Peer, Tensor, TorchPeer, drawn
+from rookery.bench.context.peer import EXTRA, SAMPLE, SCATTER, Logits, Peer, Tensor, TorchPeer, drawn
 from rookery.errors import BackendError
 from rookery.formats.tensor import Tensor as Stored
 from rookery.weights import Weights
@@ -21,8 +21,6 @@ from rookery.weights import Weights
 VERSIONS = {"rwkv4": "4", "rwkv5": "5.2", "rwkv6": "6", "rwkv7": "7"}
 NATIVE = {f"{kind}-native": name for kind, name in VERSIONS.items()}
 STORED = {"float32": "f32", "bfloat16": "bf16"}
-SAMPLE = 64  # tokens read to see how large a state is
-SCATTER = 0.1  # of the numbers of an injected state, around those of a state that was read
 QUIET = {"att": 0.5, "ffn": 0.5, "lora": 0.1}  # gain of matrices that training begins at zero: here all are at work
 
 
