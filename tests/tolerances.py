@@ -195,3 +195,13 @@ EVALUATE_LOGPROB = 2e-5  # nats a token: float32 exponentials summed in float64,
 # Log-probabilities of continuations and texts of up to a hundred tokens, nats, by evaluate's tree (exp in float32, sums
 # in float64) against the server's and lm-eval's log-softmax of the same logits (measured 5e-8 for LAMBADA's words).
 LOGPROB_SUM = 1e-5
+
+# evaluate's n-gram probabilities by arrays against the formula by counting, float64, relative: a few operations.
+NGRAM = 1e-12
+
+# Bits per byte of a text, read with the tree's pieces cut otherwise, the bar (native and reference: to the bit).
+BITS_CHUNKED = 1e-4
+
+# Bits per byte of a model before training against log2(V) tokens, relative: its first logits vary by 0.5 (the head's
+# orthogonal rows), which costs half their variance in nats of ln V (measured 1.5 % for gosling's shapes).
+BITS_UNTRAINED = 5e-2

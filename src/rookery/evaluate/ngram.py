@@ -66,7 +66,7 @@ class NGram:
         place = np.concatenate([np.arange(len(text)) for text in arrays])
         levels: list[Level] = []
         history, histories = np.zeros(len(tokens), np.int64), 1
-        for length in range(order):
+        for length in range(min(order, place.max() + 1)):  # of longer grams there are none
             whole = place >= length
             keys, gram, counts = np.unique(
                 history[whole] * vocab + tokens[whole], return_inverse=True, return_counts=True
