@@ -91,6 +91,7 @@ THIRD_PARTY = {
     "errors": set(),
     "tokenizer/huggingface.py": {"tokenizers"},
     "hub.py": {"huggingface_hub"},
+    "evaluate/lm.py": {"numpy", "lm_eval", "tqdm"},
     "train": {"numpy", "matplotlib", "wandb"},
     "chat": {"numpy", "jinja2", "llguidance"},
     "tune": {"numpy"},
