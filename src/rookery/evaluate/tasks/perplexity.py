@@ -39,14 +39,14 @@ Array = npt.NDArray[Any]
 class Settings:
     mode: str = setting("carried", "carried, sliding or chunks")
     window: int = setting(1024, "tokens of a window or chunk")
-    stride: int = setting(512, "tokens a window moves on by")
+    stride: int = setting(0, "tokens a window moves on by (0: half a window)")
     tokens: int = setting(0, "of each document, at most (0: all)")
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"perplexity.mode={self.mode!r}: wanted {', '.join(MODES)}")
-        if self.window < 2 or not 1 <= self.stride <= self.window or self.tokens < 0:
-            raise InputError("perplexity: wanted window >= 2, stride from 1 to the window, and tokens >= 0")
+        if self.window < 2 or not 0 <= self.stride <= self.window or self.tokens < 0:
+            raise InputError("perplexity: wanted window >= 2, stride from 0 to the window, and tokens >= 0")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Perplexity:
                 ids = ids[: s.tokens]
                 text = coder.decode_bytes(ids).decode("utf-8", "replace")
             length = len(ids) if s.mode == "carried" else s.window
-            step = max(1, s.stride if s.mode == "sliding" else length)
+            step = max(1, length if s.mode != "sliding" else s.stride or s.window // 2)
             starts = tuple(range(0, max(1, len(ids) - (length - step)), step))
             about = {
                 "line": line,
