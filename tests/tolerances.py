@@ -205,3 +205,15 @@ BITS_CHUNKED = 1e-4
 # Bits per byte of a model before training against log2(V) tokens, relative: its first logits vary by 0.5 (the head's
 # orthogonal rows), which costs half their variance in nats of ln V (measured 1.5 % for gosling's shapes).
 BITS_UNTRAINED = 5e-2
+
+# The same by transformers on torch, lm-eval's `hf`: float32 sums in another order (measured 3e-5 for texts of PIQA).
+LOGPROB_HF = 3e-4
+
+# Formulas as others print them, made right, against the reference; and bounds that theory has: float64, relative.
+PRINTED = 1e-12
+
+# Spreads of prompt forms: 20 spreads of dice against the mean by chance (one scatters by 0.05), and a bootstrap of 400
+# questions against the binomial: its mean, absolute, and its deviation, relative (2,000 draws scatter by 2 %); seeded.
+SPREADS = 0.03
+SPREAD_MEAN = 0.005
+SPREAD_DEVIATION = 0.1

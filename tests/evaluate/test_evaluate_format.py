@@ -19,6 +19,7 @@ from rookery.evaluate.requests import Likelihood, Likely
 from rookery.evaluate.run import run
 from rookery.evaluate.tasks import format as room
 from rookery.evaluate.tasks.format import Format, Question, Settings, Source
+from tolerances import SPREAD_DEVIATION, SPREAD_MEAN, SPREADS
 
 COLOURS = ("red", "blue", "green", "white")
 
@@ -69,7 +70,7 @@ def test_a_model_without_a_taste_for_forms_stays_within_chance(toy: str) -> None
     assert all(one["spread"] > 0.05 for one in found)  # which alone would look like sensitivity
     assert sum(one["p"] < 0.05 for one in found) <= 3  # 1 of 20 is expected, 4 or more come once in 60 times
     spreads, chance = (np.mean([one[name] for one in found]) for name in ("spread", "spread_chance"))
-    assert spreads == pytest.approx(chance, abs=0.03)  # 20 spreads scatter by 0.05 each
+    assert spreads == pytest.approx(chance, abs=SPREADS)
 
 
 def test_a_model_with_a_taste_for_forms_is_found(toy: str) -> None:
@@ -101,8 +102,8 @@ def test_questions_are_resampled_with_all_their_answers() -> None:
     assert not room.resampled(np.repeat(column, 5, axis=1), 0).any()
     against_sure = np.concatenate([np.ones((400, 1)), np.arange(400)[:, None] % 4 > 0], axis=1)
     spreads = room.resampled(against_sure, 0)
-    assert spreads.mean() == pytest.approx(0.25, abs=0.005)
-    assert spreads.std() == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.1)
+    assert spreads.mean() == pytest.approx(0.25, abs=SPREAD_MEAN)
+    assert spreads.std() == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=SPREAD_DEVIATION)
 
 
 def test_chance_deals_answers_within_a_question_only() -> None:
