@@ -185,11 +185,38 @@ def test_prompts_are_filled(kind: str, gosling: Tokenizer):
 
 
 def test_one_more_piece_would_be_too_long():
-    for wanted in (12, 13, 99, 100, 5000):
-        ids = haystack.fill(lambda text: list(text.encode()), lambda n: "a" * 10 + "bcd" * n, wanted)
-        assert ids is not None
-        assert wanted - 3 < len(ids) <= wanted
-    assert haystack.fill(lambda text: list(text.encode()), lambda n: "a" * 10, 9) is None
+    def prompt(pieces):
+        return "begin " + " ".join(haystack.hay(pieces)) + " end"
+
+    for wanted in range(11, 300):
+        ids = haystack.fill(lambda text: list(text.encode()), prompt, wanted)
+        fits = [n for n in range(30) if len(prompt(n)) <= wanted]
+        assert ids == list(prompt(fits[-1]).encode())
+    assert haystack.fill(lambda text: list(text.encode()), prompt, 9) is None
+
+
+def test_hay_is_kept_whole_and_needles_in_order():
+    hay = haystack.hay(7)
+    laid = haystack.laid(hay, [(0.5, "C"), (0.0, "A"), (1.0, "D"), (0.0, "B")])
+    assert laid.split(" ")[:2] == ["A", "B"]
+    assert laid.split(" ")[-1] == "D"
+    assert haystack.laid(hay, []) == re.sub(r"\b[ABCD]\b ?(?=[A-Z]|$)", "", laid).strip() == " ".join(hay)
+
+
+@pytest.mark.parametrize("kind", haystack.MAKE)
+def test_fewer_names_are_the_beginning_of_more(kind):
+    few, more = haystack.names(kind, rng(1), 10), haystack.names(kind, rng(1), 400)
+    assert few == more[:10]
+    assert len(set(more)) == 400
+    assert haystack.names(kind, rng(1), 398, more[:2]) == more[2:]
+
+
+def test_no_needle_of_the_hay_has_the_key_asked_for(monkeypatch):
+    monkeypatch.setattr(haystack, "ADJECTIVES", ["old"])
+    monkeypatch.setattr(haystack, "NOUNS", ["owl", "fox", "hen"])
+    for seed in range(5):
+        example = needle.example(rng(seed), "needles", 80)
+        assert solved(example.prompt) == list(example.answers)
 
 
 def shown(task: Any, limit: int | None = None) -> list[tuple[Any, ...]]:
