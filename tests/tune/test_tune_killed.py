@@ -15,12 +15,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes
 SCRIPT = Path(__file__).with_name("tune_killed.py")
 
 
-def test_killed(tmp_path: Path) -> None:
-    arguments = [sys.executable, str(SCRIPT), str(tmp_path), "lora", "state"]
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("lora", "adapter.safetensors"), pytest.param("state", "state.safetensors", marks=pytest.mark.slow)],
+)
+def test_killed(tmp_path: Path, method: str, name: str) -> None:
+    arguments = [sys.executable, str(SCRIPT), str(tmp_path), method]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for method, name in (("lora", "adapter.safetensors"), ("state", "state.safetensors")):
-        found = json.loads(done.stdout.splitlines()[-1])[method]
-        assert found["files"] == [name]
-        assert found["differ"] == []
-        assert {"bytes", "before", "after"} <= set(found["killed"])
+    found = json.loads(done.stdout.splitlines()[-1])[method]
+    assert found["files"] == [name]
+    assert found["differ"] == []
+    assert {"bytes", "before", "after"} <= set(found["killed"])
