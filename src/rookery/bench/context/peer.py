@@ -150,10 +150,23 @@ class TorchPeer(Peer):
 
 
 def drawn(plan: Plan, generator: Any) -> dict[str, Tensor]:
-    """A plan's tensors by name, as its table begins them."""
+    """A plan's tensors by name, as its table begins them; those of linears lie as `input_major` says."""
     import torch
 
     from rookery.backends.torch.module import initial
 
     dtype = getattr(torch, plan.spec.dtype)
-    return {p.name: initial(p, generator).to(dtype).reshape(p.shape) for p in plan.params}
+    made = {}
+    for p in plan.params:
+        tensor = initial(p, generator).to(dtype).reshape(p.shape)
+        made[p.name] = input_major(tensor) if p.kind in ("att", "head") else tensor
+    return made
+
+
+def input_major(weight: Tensor) -> Tensor:
+    """The same [O,I] with the numbers of one input side by side.
+
+    On a CPU a product with one row reads it at up to twice the pace of torch's usual order (measured with MKL), and
+    one with many rows no slower; so all kinds have it.
+    """
+    return weight.T.contiguous().T

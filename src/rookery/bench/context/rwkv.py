@@ -13,7 +13,7 @@ from rookery import state
 from rookery.architecture import Config, Param, version
 from rookery.architecture.spec import Orthogonal, Uniform
 from rookery.bench.context.match import OUTER, Plan, Spec, fill
-from rookery.bench.context.peer import EXTRA, SAMPLE, SCATTER, Logits, Peer, Tensor, TorchPeer, drawn
+from rookery.bench.context.peer import EXTRA, SAMPLE, SCATTER, Logits, Peer, Tensor, TorchPeer, drawn, input_major
 from rookery.errors import BackendError
 from rookery.formats.tensor import Tensor as Stored
 from rookery.weights import Weights
@@ -82,6 +82,9 @@ class Rwkv(TorchPeer):
 
         weights = _weights(self.plan, sized(VERSIONS[kind], spec), self.generator, "float32")
         self.network = Network.of(weights, getattr(self.torch, spec.dtype))
+        for module in self.network.modules():
+            if isinstance(module, self.torch.nn.Linear):
+                module.weight.data = input_major(module.weight.data)
         self.clear(0)
 
     @property
