@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -241,6 +242,21 @@ def test_all_of_an_item_begins_with_one_haystack():
         assert isinstance(last, Continue)
         assert all(isinstance(request, Likelihood) and request.context is last.prompt for request in likely)
         assert len(likely) == len(item.about["answers"]) + 9
+
+
+def test_long_texts_are_asked_about_one_by_one(monkeypatch):
+    asked = []
+
+    class Counted(Fake):
+        def answer(self, requests):
+            asked.append(len(requests))
+            return super().answer(requests)
+
+    task = make("needle", {"kinds": "passkey", "lengths": "300,5000", "repeats": 1, "depths": "0,50"})
+    whole = run(Counted(solved), [task])
+    monkeypatch.setattr(sys.modules[run.__module__], "HELD", 5000 * 11)
+    assert run(Counted(solved), [task]) == whole
+    assert asked == [44, 22, 22]  # 11 an item; a short one goes with the long one after it
 
 
 def test_a_number_is_found_whole_only():

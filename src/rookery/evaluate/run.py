@@ -20,7 +20,7 @@ from rookery import __version__
 from rookery.errors import InputError
 from rookery.evaluate import data
 from rookery.evaluate.kept import Kept, Rows
-from rookery.evaluate.requests import Answer, Coder, Scorer
+from rookery.evaluate.requests import Answer, Coder, Continue, Likelihood, Passage, Request, Scorer
 from rookery.evaluate.task import Item, Task
 
 Progress = Callable[[str, int, int], None]  # task, items done, items in all (0: not known)
@@ -28,6 +28,7 @@ Asked: TypeAlias = Iterator[tuple[Item, Sequence[Answer]]]
 Reader = Callable[[Iterable[Item]], Asked]  # items to answers, in their order; more than one item may be on its way
 
 BATCH = 32  # items that are asked about together
+HELD = 4 << 20  # characters or ids of a batch, about; some 30 bytes each
 
 
 def run(
@@ -102,13 +103,33 @@ def _here(scorer: Scorer, batch: int) -> Reader:
     """Batches of items, asked in this process."""
 
     def read(items: Iterable[Item]) -> Asked:
-        waiting = iter(items)
-        while some := list(islice(waiting, batch)):
+        for some in _batches(items, batch):
             answers = iter(scorer.answer([request for item in some for request in item.requests]))
             for item in some:
                 yield item, list(islice(answers, len(item.requests)))
 
     return read
+
+
+def _batches(items: Iterable[Item], batch: int) -> Iterator[list[Item]]:
+    """At most `batch` items, and fewer where they are long: a very long one then needs no more memory than alone."""
+    some: list[Item] = []
+    held = 0
+    for item in items:
+        some.append(item)
+        held += sum(map(_length, item.requests))
+        if len(some) == batch or held >= HELD:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _length(request: Request) -> int:
+    """Characters or ids, without the little that follows a context."""
+    match request:
+        case Likelihood(context=text) | Passage(text=text) | Continue(prompt=text):
+            return len(text)
 
 
 def _silent(task: str, done: int, total: int) -> None:
