@@ -76,8 +76,9 @@ def test_a_model_without_a_taste_for_forms_stays_within_chance(toy: str) -> None
 def test_a_model_with_a_taste_for_forms_is_found(toy: str) -> None:
     task = Format(Settings(toy, questions=60), None)
     steady = noisy(0.9, 1)
-    found = summary(task, lambda context: steady(context) and context.isascii() and "<think>" not in context)
+    found = summary(task, lambda context: steady(context) and "<think>" not in context)
     assert found["p"] < 0.001
+    assert found["margin_p"] < 0.001
     assert found["acc_min"] == 0
     assert found["acc_max"] > 0.8
     assert found["spread"] == found["acc_max"] - found["acc_min"]
@@ -93,7 +94,8 @@ def test_a_sure_model_has_no_spread_at_all(toy: str) -> None:
     found = summary(Format(Settings(toy, questions=20), None), lambda context: True)
     assert found["acc"] == found["acc_min"] == found["acc_max"] == 1
     assert found["spread"] == found["spread_high"] == found["spread_chance"] == 0
-    assert found["p"] == 1
+    assert found["p"] == found["margin_p"] == 1
+    assert (found["margin"], found["margin_spread"]) == (1, 0)
     assert found["chance"] == 0.25
 
 
@@ -203,3 +205,22 @@ def test_gosling_is_asked_about_stories() -> None:
     assert (found["n"], found["formats"]) == (6, 10)
     assert 0 <= found["acc_min"] <= found["acc_median"] <= found["acc_max"] <= 1
     assert 0 < found["p"] <= 1
+
+
+def test_margins_tell_forms_apart_where_choices_do_not(toy: str) -> None:
+    """Always wrong, and farther off after a thought: 2 nats instead of 1."""
+    task = Format(Settings(toy, questions=30), None)
+
+    def answer(asked: Likelihood) -> Likely:
+        right = asked.continuation == gold(str(asked.context))
+        return Likely((-3.0 if "<think>" in str(asked.context) else -2.0) if right else -1.0, False, 1)
+
+    rows = []
+    for item in task.items(None):  # type: ignore[arg-type]
+        answers = [answer(request) for request in item.requests if isinstance(request, Likelihood)]
+        rows.append({**item.about, **task.row(item, answers)})
+    found = task.summary(rows)
+    assert (found["acc_max"], found["p"]) == (0, 1)
+    assert (found["margin_spread"], found["margin_p"]) == (1, pytest.approx(1 / 2001))
+    assert -2 < found["margin"] < -1
+    assert {row[4] for row in found["tables"][0]["rows"]} == {-1.0, -2.0}

@@ -128,6 +128,11 @@ def by_chance(right: Table, seed: int) -> Table:
     return np.array([spread(rng.permuted(right, axis=1)) for _ in range(DRAWS)])
 
 
+def _share(null: Table, seen: float) -> float:
+    """How often chance gives as much as was seen; the table that was seen counts as one of chance's."""
+    return float((1 + np.count_nonzero(null >= seen - 1e-12)) / (1 + len(null)))
+
+
 class Format:
     """A row a question: whether the likeliest choice is the right one, in each form."""
 
@@ -147,17 +152,21 @@ class Format:
             yield Item(tuple(asked), {"gold": question.gold, "choices": len(question.choices)})
 
     def row(self, item: Item, answers: Sequence[Answer]) -> dict[str, Any]:
-        logprobs = choices.likelihoods(answers).reshape(len(self.forms), -1)
+        logprobs, gold = choices.likelihoods(answers).reshape(len(self.forms), -1), item.about["gold"]
         chosen = logprobs.argmax(1)
-        return {"chosen": chosen.tolist(), "right": (chosen == item.about["gold"]).astype(int).tolist()}
+        margins = logprobs[:, gold] - np.delete(logprobs, gold, 1).max(1)
+        return {"chosen": chosen.tolist(), "right": (chosen == gold).astype(int).tolist(), "margin": margins.tolist()}
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`acc` over all forms, its error over questions. `spread_low` and `spread_high` hold 95 % of the resampled
-        spreads; `spread_chance` is the mean by chance, and `p` how often chance gives as much as was seen.
+        spreads; `spread_chance` is the mean by chance, and `p` how often chance gives as much as was seen. `margin`: of
+        the right choice over the likeliest wrong one, in nats, which tells forms apart where a model is right by luck
+        alone.
         """
-        right = np.array([row["right"] for row in rows], dtype=np.float64)
+        right, margins = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("right", "margin"))
         scores, seen = right.mean(0), spread(right)
         acc, error = statistics.mean(right.mean(1).tolist())
+        margin, margin_error = statistics.mean(margins.mean(1).tolist())
         low, high = np.quantile(resampled(right, self.settings.seed), [0.025, 0.975])
         null = by_chance(right, self.settings.seed)
         order = np.argsort(-scores, kind="stable").tolist()
@@ -171,12 +180,16 @@ class Format:
             "spread_low": float(low),
             "spread_high": float(high),
             "spread_chance": float(null.mean()),
-            "p": float((1 + np.count_nonzero(null >= seen - 1e-12)) / (1 + DRAWS)),
+            "p": _share(null, seen),
+            "margin": margin,
+            "margin_stderr": margin_error,
+            "margin_spread": spread(margins),
+            "margin_p": _share(by_chance(margins, self.settings.seed), spread(margins)),
             "chance": statistics.mean([1 / row["choices"] for row in rows])[0],
             "formats": len(self.forms),
             "best": self.shown(order[0]),
             "worst": self.shown(order[-1]),
-            "tables": [self._table(right, order)],
+            "tables": [self._table(right, margins, order)],
         }
 
     def shown(self, place: int) -> str:
@@ -185,10 +198,10 @@ class Format:
         asked = self.forms[place].write(question, self.source)[0]
         return repr(f"{asked.context}{asked.continuation}")[1:-1]
 
-    def _table(self, right: Table, order: Sequence[int]) -> dict[str, Any]:
-        n, counts = len(right), right.sum(0).tolist()
-        rows = [[self.shown(place), counts[place] / n, *statistics.wilson(counts[place], n)] for place in order]
-        return {"title": "by form", "columns": ["form", "acc", "acc_low", "acc_high"], "rows": rows}
+    def _table(self, right: Table, margins: Table, order: Sequence[int]) -> dict[str, Any]:
+        n, counts, means = len(right), right.sum(0).tolist(), margins.mean(0).tolist()
+        rows = [[self.shown(at), counts[at] / n, *statistics.wilson(counts[at], n), means[at]] for at in order]
+        return {"title": "by form", "columns": ["form", "acc", "acc_low", "acc_high", "margin"], "rows": rows}
 
 
 def files(settings: Settings) -> tuple[str, ...]:
