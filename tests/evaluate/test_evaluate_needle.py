@@ -295,7 +295,7 @@ def test_memory_is_asked_for_before_anything_is_made(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(haystack, "free_bytes", lambda: 4_000_000_000)
     make("needle", {"lengths": 10_000_000})
     with pytest.raises(
-        InputError, match=r"10,100,000 tokens needs 4.04 GB for itself, more than the 4.00 GB that are free"
+        InputError, match=r"10,100,000 tokens needs 4.04 GB, more than the 4.00 GB that are free"
     ):
         make("needle", {"lengths": "256,10100000"})
 

@@ -143,5 +143,5 @@ def room(setting: str, tokens: int, bytes_a_token: int) -> None:
     if need > (free or 1 << 40):
         have = "any machine has" if free is None else f"the {free / 1e9:.2f} GB that are free"
         raise InputError(
-            f"{setting}: a text of {tokens:,} tokens needs {need / 1e9:,.2f} GB for itself, more than {have}"
+            f"{setting}: a text of {tokens:,} tokens needs {need / 1e9:,.2f} GB, more than {have}; give a shorter one"
         )
