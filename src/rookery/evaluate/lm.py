@@ -15,6 +15,7 @@ a token of a vocabulary lies across the two, that scores other ids than those of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from rookery import __version__, chat
 from rookery.chat.jinja import Jinja
-from rookery.errors import InputError, MissingExtra
+from rookery.errors import InputError, MissingExtra, RookeryError
 from rookery.evaluate.local import Local
 from rookery.evaluate.remote import Remote
 from rookery.evaluate.requests import Answer, Continue, Likelihood, Likely, Passage, Read, Request, Scorer, ids
@@ -49,7 +50,8 @@ class LM(Base):  # type: ignore[misc]
     `prefix`: a token id or several that are read before every text, "none" for none; default: the token that ends a
     text. `template`: of talks, what `rookery.chat.load` takes; default: the model's own. `variant`, `key`: of a server,
     the id of its model and what it asks for. `batch_size`: requests that are asked together, which changes no figure;
-    1, lm-eval's own default, and "auto" leave it to this class. The others are those of `rookery.load`.
+    1, lm-eval's own default, and "auto" leave it to this class. `device` counts with backend="torch" alone: lm-eval's
+    command names a GPU wherever it is not told otherwise. The others are those of `rookery.load`.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class LM(Base):  # type: ignore[misc]
             if given.startswith(("http://", "https://")):
                 given = Remote(given, variant, key, before)
             else:
-                given = load(given, backend, threads, device, dtype, tokenizer, adapter=adapter)
+                place = device if backend == "torch" else None
+                given = load(given, backend, threads, place, dtype, tokenizer, adapter=adapter)
         self.scorer: Scorer = Local(given, before) if isinstance(given, Model) else given
         self._together = TOGETHER if str(batch_size).startswith("auto") or int(batch_size) < 2 else int(batch_size)
         self._longest = max_gen_toks
@@ -204,7 +207,16 @@ def _limits(settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     return int(settings["max_gen_toks"]), tuple(stop for stop in settings["until"] if stop)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """lm-eval's command."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except RookeryError as error:
+        print(f"rookery: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
