@@ -104,12 +104,12 @@ CHAINS = ("--phases", "stateful", "--mode", "positive", "--include-path-regex", 
 
 
 def test_the_routes_answer_as_the_document_says(small: Here, tmp_path: Path) -> None:
-    examine(small, tmp_path, *ROUTES, "--max-examples", "5")
+    examine(small, tmp_path, *ROUTES, "--max-examples", "3")
 
 
 def test_chains_of_requests_hold_too(small: Here, tmp_path: Path) -> None:
     """What one answers is asked of the next: a response is gone on with, forked, rewound, exported and deleted."""
-    examine(small, tmp_path, *CHAINS, "--max-examples", "40")
+    examine(small, tmp_path, *CHAINS, "--max-examples", "25")
 
 
 def test_nothing_is_done_without_the_key_that_the_document_asks_for(tiny_v7: Any, tmp_path: Path) -> None:
