@@ -212,6 +212,19 @@ def test_a_puppet_that_behaves() -> None:
         assert (answer.logprob, answer.greedy, answer.tokens) == (-2.0, True, 2)
 
 
+def test_a_server_without_log_probabilities_of_prompts_can_go_on_with_texts() -> None:
+    """llama.cpp's has neither echo nor all of the routes."""
+    absent = (404, {}, {"error": {"message": "no such path"}})
+    short = {"tokens": ["x"], "token_logprobs": [-1.0], "top_logprobs": [{"x": -1.0}]}
+    replies = {"props": absent, "tokenizer_info": absent, "v1/completions": lambda body: scored(body, **short)}
+    with Puppet(**replies) as puppet:
+        remote = Remote(puppet.url)
+        assert remote.prefix == ()
+        assert remote.answer([Continue((1, 2), 3), Continue("a", 3)]) == [" x", " x"]
+        with pytest.raises(BackendError, match=r"no token_logprobs for each of the 4 tokens of a prompt \(echo\)"):
+            remote.answer(ASKED)
+
+
 def test_a_busy_server_is_asked_again() -> None:
     left = [
         (429, {"Retry-After": "0"}, {}),
