@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"formats", "state"},
     "session": {"architecture", "formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "store"},
     "engine": {"tokenizer", "sampling", "state", "stream", "model", "store"},
-    # train: the recipe's sizes and its loss, inside bench/context, never on import
-    "bench": {"architecture", "formats", "weights", "state", "model", "backends", "train"},
+    # train (the recipe's sizes and its loss) and lab (how pictures look): inside bench/context, never on import
+    "bench": {"architecture", "formats", "weights", "state", "model", "backends", "train", "lab"},
     "evaluate": {"formats", "tokenizer", "sampling", "state", "stream", "model", "chat", "__version__"},
     "lab": {
         "architecture",
@@ -103,6 +103,7 @@ THIRD_PARTY = {
 INSIDE = {  # only inside functions
     "lab": {"torch", "transformers", "safetensors", "matplotlib", "rich"},
     "bench": {"torch", "matplotlib"},
+    "evaluate": {"ray"},
 }
 
 
