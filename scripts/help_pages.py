@@ -31,8 +31,9 @@ def text() -> str:
     from rookery.cli import lab
     from rookery.cli.main import COMMANDS
 
+    pages = [["bench", "context"], *(["lab", name] for name in lab.COMMANDS)]
     parts = [HEAD]
-    for command in ([], *([name] for name in COMMANDS), *(["lab", name] for name in lab.COMMANDS)):
+    for command in ([], *([name] for name in COMMANDS), *pages):
         parts.append(f"## {' '.join(['rookery', *command])}\n\n```text\n{help_page(command).rstrip()}\n```\n")
     return "\n".join(parts)
 

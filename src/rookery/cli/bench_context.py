@@ -78,7 +78,7 @@ def parser() -> options.Parser:
     how.add_argument("--tokens", type=options.whole(1), metavar="N", help="decoded in each repeat (default: 64)")
     how.add_argument(
         "--seconds", type=options.whole(1), metavar="N",
-        help="that the repeats of a point may take; longer ones are left out and listed (default: 120)",
+        help="that the repeats of a point may take; longer ones are left out and listed (default: 180)",
     )  # fmt: skip
     how.add_argument("--memory-limit", type=_count, metavar="N", help="bytes a point may need (default: what is free)")
     how.add_argument("--seed", type=options.whole(0), metavar="N", help="of weights, tokens and order (default: 0)")

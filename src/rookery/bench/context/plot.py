@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from rookery.bench.context.summary import Row, chosen, title
-from rookery.bench.context.table import Summary, setting, size
+from rookery.bench.context.table import Summary, absent, setting, size
 
 Figure: TypeAlias = Any
 Value: TypeAlias = Callable[[Row], "tuple[float, float, float]"]  # low, middle, high
@@ -20,6 +20,7 @@ MARKERS = {
     "transformer-mha": "D", "mamba2": "P", "lstm": "^",
 }  # fmt: skip
 GREY = "#7F7F7F"
+SPAN = 4  # least ratio of an axis's ends
 
 
 def all_plots(found: Summary) -> dict[str, bytes]:
@@ -108,23 +109,26 @@ class _Panel:
             ax.plot(x, middle, label=title(kind), linewidth=1.8, alpha=0.9, **look)
         for kind, xs, ys in self.dashes:
             ax.plot(xs, ys, color=colour(kind), linestyle="--", linewidth=1.1, alpha=0.8)
+        _widen(ax)
         if self.crosses:
             self._draw_crosses(ax)
         ax.set_title(self.label, loc="left")
         _tokens_axis(ax, {row["length"] for row in chosen(self.found, self.phase, measured=False)})
+        _values_axis(ax, size if "bytes" in self.label else _plain)
 
     def _draw_crosses(self, ax: Any) -> None:
-        missing = [row for row in chosen(self.found, self.phase, measured=False) if row["status"] == "oom"]
+        missing = [row for row in chosen(self.found, self.phase, measured=False) if row["status"] != "measured"]
         bottom, top = ax.get_ylim()
-        for place, row in enumerate(missing):
-            edge = bottom * (top / bottom) ** (0.03 + 0.07 * place)  # one above the other, so that texts stay apart
-            y = row["need_bytes"] if self.need else edge
-            ax.plot([row["length"]], [y], color=colour(row["kind"]), marker="X", markersize=10, linestyle="none")
-            text = f"{title(row['kind'])} needs {size(row['need_bytes'])} "
+        step = (top / bottom) ** 0.07  # one below the other under all lines, so that texts stay apart
+        for place, row in enumerate(missing, 1):
+            y = row["need_bytes"] if self.need and row["status"] == "oom" else bottom / step**place
+            mark = "X" if row["status"] == "oom" else "x"
+            ax.plot([row["length"]], [y], color=colour(row["kind"]), marker=mark, markersize=9, linestyle="none")
+            text = f"{title(row['kind'])}: {absent(row)}"
             ax.annotate(text, (row["length"], y), (-9, 0), textcoords="offset points", ha="right", va="center",
-                        color=colour(row["kind"]), fontsize=10.5)  # fmt: skip
+                        color=colour(row["kind"]), fontsize=11)  # fmt: skip
         if not self.need:
-            ax.set_ylim(bottom, top)
+            ax.set_ylim(bottom / step ** (len(missing) + bool(missing)), top)
 
 
 def colour(kind: str) -> str:
@@ -175,9 +179,28 @@ def _tokens_axis(ax: Any, lengths: set[int]) -> None:
     every = sorted(lengths)
     stride = -(-len(every) // 8)
     ticks = every[::-1][::stride][::-1]
-    ax.set_xticks(ticks, [_tokens(n) for n in ticks])
+    ax.set_xticks(ticks, [_tokens(n) for n in ticks], fontsize=11.5)
     ax.minorticks_off()
     ax.grid(True, which="major", alpha=0.3)
+
+
+def _widen(ax: Any) -> None:
+    """Little differences stay little: no axis shows less than a factor of SPAN."""
+    bottom, top = ax.get_ylim()
+    if (short := SPAN / (top / bottom)) > 1:
+        ax.set_ylim(bottom / short**0.5, top * short**0.5)
+
+
+def _values_axis(ax: Any, said: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator  # type: ignore[import-not-found, unused-ignore]
+
+    bottom, top = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 2e3 else (1,), numticks=20))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: said(value)))
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _tokens(n: int) -> str:

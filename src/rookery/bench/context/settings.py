@@ -52,7 +52,7 @@ class Settings:
     train_lengths: tuple[int, ...] = ()
     tokens: int = 64  # decoded in each repeat; together where one repeat of so many takes too long
     repeats: int = 5
-    seconds: float = 120.0  # that the repeats of one point may take
+    seconds: float = 180.0  # that the repeats of one point may take
     cool_down: float = 0.5  # seconds of rest before each point
     memory_limit: int | None = None  # bytes that a point may need; None: what the machine has free
     seed: int = 0  # of weights, tokens, injected states and the order of points

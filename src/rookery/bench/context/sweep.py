@@ -24,6 +24,7 @@ Spawn: TypeAlias = Callable[[Point, Settings], Row]
 Progress: TypeAlias = Callable[[int, int], None]  # points done, points in all
 
 PROCESS = 400_000_000  # bytes of Python and torch themselves, beside what is counted
+TOO_MUCH = f"not started: with {PROCESS / 1e9:g} GB for Python and torch it is more than there was"
 
 
 def counted(point: Point, settings: Settings) -> int:
@@ -45,7 +46,7 @@ def _row(point: Point, settings: Settings, need: Need, spawn: Spawn) -> Row:
     free = _available(settings.memory_limit)
     facts = {"need_bytes": wanted, "available_bytes": free}
     if free is not None and wanted + PROCESS > free:
-        return {**point._asdict(), "status": "oom", "why": "not started: it needs more than there is", **facts}
+        return {**point._asdict(), "status": "oom", "why": TOO_MUCH, **facts}
     time.sleep(settings.cool_down)
     return spawn(point, settings) | facts
 

@@ -124,15 +124,16 @@ def _matrix(found: Summary, phase: str, what: str, cell: Cell) -> str:
 
     def text(kind: str, length: int) -> str:
         row = by_place.get((kind, length))
-        return "" if row is None else cell(row) if row["status"] == "measured" else _absent(row)
+        return "not asked" if row is None else cell(row) if row["status"] == "measured" else absent(row)
 
     lengths = sorted({row["length"] for row in rows})
     lines = [(f"{length:,}", *(text(kind, length) for kind in kinds)) for length in lengths]
     return aligned((what, *map(title, kinds)), lines) if lines else ""
 
 
-def _absent(row: Row) -> str:
-    return {"oom": f"out of memory: {size(row['need_bytes'])}", "skipped": "too slow"}.get(row["status"], "failed")
+def absent(row: Row) -> str:
+    """Why a point has no value, in few words."""
+    return {"oom": f"needs {size(row['need_bytes'])}", "skipped": "too slow"}.get(row["status"], "failed")
 
 
 def _spread(name: str, scale: float = 1.0) -> Cell:
