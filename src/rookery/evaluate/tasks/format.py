@@ -53,6 +53,8 @@ class Source:
     line: str
     parts: int = 1
     listed: bool = False  # the choices stand in the question, and their letters are scored
+    files: tuple[str, ...] = ()  # none where it needs none
+    where: str = ""  # to get them
 
 
 class Form(NamedTuple):
@@ -143,8 +145,8 @@ class Format:
         if settings.questions < 1:
             raise InputError(f"questions={settings.questions}: at least 1 is wanted")
         self.forms = forms(settings.formats, settings.seed, self.source)
-        names = files(settings)
-        self.path = data.needed(f"format of={settings.of}", path, names, SOURCE) if names else None
+        names, where = self.source.files, self.source.where
+        self.path = data.needed(f"format of={settings.of}", path, names, where) if names else None
 
     def items(self, coder: Coder) -> Iterator[Item]:
         for question in islice(self.source.read(self.settings, self.path), self.settings.questions):
@@ -206,8 +208,7 @@ class Format:
 
 def files(settings: Settings) -> tuple[str, ...]:
     """What the data of `settings.of` is called in a folder. Raises InputError for a set that is none."""
-    _source(settings)
-    return {"piqa": piqa.FILES, "hellaswag": hellaswag.FILES, "mmlu": mmlu.FILES}.get(settings.of, ())
+    return _source(settings).files
 
 
 def _source(settings: Settings) -> Source:
@@ -244,8 +245,12 @@ def _stories(settings: Settings, path: data.Path | None) -> Iterator[Question]:
 
 SOURCES = {
     "multihop": Source(_stories, "Answer the question about the story.", parts=2),
-    "piqa": Source(_drawn(piqa.questions), "Say how to reach the goal."),
-    "hellaswag": Source(_drawn(hellaswag.questions), "Go on with the text."),
-    "mmlu": Source(_drawn(mmlu.questions), "Choose the right answer.", listed=True),
+    "piqa": Source(_drawn(piqa.questions), "Say how to reach the goal.", files=piqa.FILES, where=piqa.SOURCE),
+    "hellaswag": Source(
+        _drawn(hellaswag.questions), "Go on with the text.", files=hellaswag.FILES, where=hellaswag.SOURCE
+    ),
+    "mmlu": Source(
+        _drawn(mmlu.questions), "Choose the right answer.", listed=True, files=mmlu.FILES, where=mmlu.SOURCE
+    ),
 }
 TASK = Format
