@@ -20,6 +20,7 @@ def parser() -> options.Parser:
         "their standard errors or 95 % intervals, and with the score of chance.\n"
         "-m http://HOST:PORT asks a server.",
     )
+    made.mixed = True
     made.add_argument("given", nargs="*", metavar="TASK", help="what to measure, see --list")
     made.add_argument("--list", action="store_true", help="show the tasks and their settings")
     made.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from rookery.errors import InputError
@@ -42,7 +42,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is an InputError."""
+    """An ArgumentParser whose complaint is an InputError. `mixed`: arguments may stand between and behind options."""
+
+    mixed = False
 
     def __init__(self, prog: str, usage: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -55,6 +57,9 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.add_argument("-h", "--help", action="help", help="show this page")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return (self.parse_intermixed_args if self.mixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")

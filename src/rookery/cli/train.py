@@ -19,6 +19,7 @@ def parser() -> options.Parser:
         "goes on where a run was interrupted, on a CPU to the bit. With several processes:\n"
         "  python -m torch.distributed.run --nproc-per-node 2 -m rookery train CONFIG",
     )
+    made.mixed = True
     made.add_argument("settings", nargs="*", metavar="CONFIG", help="a TOML file, and key=value")
     made.add_argument("--dry-run", action="store_true", help="say parameters, memory and time, and train nothing")
     made.add_argument("--keys", action="store_true", help="print every key with its default and meaning, as TOML")

@@ -19,6 +19,7 @@ def parser() -> options.Parser:
         "The same command goes on where a run was interrupted. What comes out is an adapter\n"
         "(or a state, or with method=full a model) for --adapter, --state and rookery merge.",
     )
+    made.mixed = True
     made.add_argument("settings", nargs="*", metavar="CONFIG", help="a TOML file, and key=value")
     made.add_argument("--keys", action="store_true", help="print every key with its default and meaning, as TOML")
     made.add_argument(
