@@ -16,7 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from rookery.errors import InputError, MissingExtra, RookeryError
+from rookery.errors import BackendError, InputError, MissingExtra, RookeryError
 from rookery.evaluate.local import Local
 from rookery.evaluate.requests import Answer, Request, Scorer
 from rookery.evaluate.run import BATCH, Asked, Reader
@@ -31,7 +31,7 @@ def reader(make: Make, about: dict[str, Any], workers: int, threads: int | None 
     lives as long as the reading does.
 
     `make(threads)` is the scorer in each of them; its `about` must be `about`. `threads`: of one worker; default: the
-    cluster's processors, divided. Raises MissingExtra, and when it reads, InputError.
+    cluster's processors, divided. Raises MissingExtra, and when it reads, InputError and BackendError.
     """
     if workers < 1:
         raise InputError(f"workers {workers}: 1 or more is wanted")
@@ -109,6 +109,7 @@ def _answers(
 ) -> Iterator[Sequence[Answer]]:
     """Of each batch, in order, as they come."""
     import ray.data
+    import ray.exceptions
 
     rows = [{"at": at, "asked": batch} for at, batch in enumerate(asked)]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -119,11 +120,14 @@ def _answers(
         fn_constructor_args=(make, about, threads),
         num_cpus=threads,
     )
-    for row in done.iter_rows():
-        answered: _Answered = row["answered"]
-        if answered.refused:
-            raise InputError(answered.refused)
-        yield answered.answers
+    try:
+        for row in done.iter_rows():
+            answered: _Answered = row["answered"]
+            if answered.refused:
+                raise InputError(answered.refused)
+            yield answered.answers
+    except ray.exceptions.RayError as error:
+        raise BackendError(f"Ray gave up: {str(error).splitlines()[0]}") from error
 
 
 def _library() -> None:
