@@ -101,6 +101,10 @@ class TorchPeer(Peer):
     def hidden(self, ids: Tensor) -> Tensor:
         """[T] -> [T,C] from an empty state that is not kept, with gradients; ready for the head."""
 
+    def unseen(self, length: int) -> int:
+        """Bytes that `hidden` keeps for the backward pass where a count over fake tensors does not see them."""
+        return 0
+
     def prefill(self, tokens: Iterable[int], extra: int = EXTRA) -> Logits:
         ids: Tensor = self.torch.as_tensor(np.asarray(tokens, np.int64))
         with self.torch.inference_mode():

@@ -11,10 +11,14 @@ from collections.abc import Callable
 
 from rookery.bench.context import lstm, mamba2, rwkv, transformer
 from rookery.bench.context.match import Plan, Spec
-from rookery.bench.context.peer import EXTRA, Peer
+from rookery.bench.context.peer import EXTRA, Peer, TorchPeer
 from rookery.errors import InputError, MissingExtra
 
 __all__ = ["KINDS", "NATIVE", "Peer", "Plan", "Spec", "build", "constant", "need", "plan"]
+
+LOGITS = 1 << 24  # elements of logits that rookery.train.loss makes at a time
+COPIES_OF_LOGITS = 4  # the logits, their logarithm, its gradient, and their sum
+SAMPLE = 64  # tokens of the pass that is counted; all is linear in them
 
 Planner = Callable[[str, Spec], Plan]
 Maker = Callable[[str, Spec, int], Peer]
@@ -56,7 +60,27 @@ def need(kind: str, spec: Spec, depth: int, train: bool = False) -> int:
     found = plan(kind, spec)
     if not train:
         return found.weight_bytes + found.state_bytes(depth + EXTRA)
-    return 4 * found.weight_bytes
+    if kind in NATIVE:
+        raise rwkv.untrained(kind)
+    logits = min(depth, LOGITS // spec.vocab) * spec.vocab * 4 * COPIES_OF_LOGITS
+    one, two = (_kept(kind, spec, n * SAMPLE) for n in (1, 2))
+    return 4 * found.weight_bytes + one + (two - one) * (depth - SAMPLE) // SAMPLE + logits
+
+
+def _kept(kind: str, spec: Spec, length: int) -> int:
+    """Bytes that a forward pass over so many tokens leaves for the backward pass, counted over fake tensors."""
+    from rookery.train.count import Live, fake
+
+    with fake():
+        peer = build(kind, spec)
+        assert isinstance(peer, TorchPeer)
+        weights = [tensor.requires_grad_(True) for tensor in peer.weights()]
+        ids = peer.random_ids(length)
+        with Live([*weights, ids]) as live:
+            graph = peer.hidden(ids)
+        kept: int = live.now + peer.unseen(length)
+        del graph
+        return kept
 
 
 def _of(kind: str) -> tuple[Planner, Maker]:

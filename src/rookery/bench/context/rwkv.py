@@ -16,7 +16,7 @@ from rookery.bench.context.match import OUTER, Plan, Spec, fill
 from rookery.bench.context.peer import EXTRA, SAMPLE, SCATTER, Logits, Peer, Tensor, TorchPeer, drawn, input_major
 from rookery.errors import BackendError
 from rookery.formats.tensor import Tensor as Stored
-from rookery.weights import Weights
+from rookery.weights import Weights, tree
 
 VERSIONS = {"rwkv4": "4", "rwkv5": "5.2", "rwkv6": "6", "rwkv7": "7"}
 NATIVE = {f"{kind}-native": name for kind, name in VERSIONS.items()}
@@ -80,8 +80,8 @@ class Rwkv(TorchPeer):
         super().__init__(kind, plan(kind, spec), seed)
         from rookery.backends.torch import Network
 
-        weights = _weights(self.plan, sized(VERSIONS[kind], spec), self.generator, "float32")
-        self.network = Network.of(weights, getattr(self.torch, spec.dtype))
+        config, made = sized(VERSIONS[kind], spec), drawn(self.plan, self.generator)
+        self.network = Network(config, tree(_weights(self.plan, config), lambda p, _: made[p.name]))
         for module in self.network.modules():
             if isinstance(module, self.torch.nn.Linear):
                 module.weight.data = input_major(module.weight.data)
@@ -126,8 +126,12 @@ class Native(Peer):
 
         from rookery.model import load
 
-        generator = torch.Generator().manual_seed(seed)
-        weights = _weights(self.plan, sized(NATIVE[kind], spec), generator, spec.dtype)
+        made = drawn(self.plan, torch.Generator().manual_seed(seed))
+        weights = _weights(self.plan, sized(NATIVE[kind], spec))
+        for p in weights.params:
+            weights.tensors[p.name] = Stored.of(
+                made.pop(p.name).float().numpy().reshape(p.file_shape), STORED[spec.dtype]
+            )
         self.model = load(weights, "native", threads=spec.threads)
         self.draw = np.random.default_rng(seed)
         self.flat = self.model.state().flat
@@ -148,13 +152,14 @@ class Native(Peer):
         return self.model.runner.step([np.array([token])], [self.flat])[0]
 
     def train(self, length: int) -> Callable[[], float]:
-        raise BackendError(f"{self.kind}: the native core does not train; {self.kind.removesuffix('-native')} does")
+        raise untrained(self.kind)
 
 
-def _weights(plan: Plan, config: Config, generator: Any, dtype: str) -> Weights:
-    """A plan's random tensors as an opened file would hold them."""
-    made = drawn(plan, generator)
-    tensors = {
-        p.name: Stored.of(made[p.name].float().numpy().reshape(p.file_shape), STORED[dtype]) for p in plan.params
-    }
-    return Weights("random weights", "none", config, tensors)
+def untrained(kind: str) -> BackendError:
+    return BackendError(f"{kind}: the native core does not train; {kind.removesuffix('-native')} does")
+
+
+def _weights(plan: Plan, config: Config) -> Weights:
+    """A plan's tensors as an opened file would name them, still without numbers."""
+    blank = Stored("u8", (0,), np.empty(0, np.uint8))
+    return Weights("random weights", "none", config, {p.name: blank for p in plan.params})
