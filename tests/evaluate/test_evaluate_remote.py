@@ -30,6 +30,11 @@ TEXT = "Once upon a time there was a fox, who lived in the wood; and the fox had
 KEY = "a-key-of-some-length"
 
 
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROOKERY_API_KEY", raising=False)
+
+
 @pytest.fixture(scope="module")
 def gosling() -> Any:
     return rookery.load("gosling", threads=1)
@@ -125,15 +130,20 @@ def test_what_the_server_refuses_is_one_line(on_gosling: Here) -> None:
         remote.answer([Likelihood((1,), (4096,))])
 
 
-def test_a_key(tmp_path: Path) -> None:
+def test_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keys").write_text(f"{KEY} chat me\n")
     (tmp_path / "keys").chmod(0o600)
     model = rookery.load(FIXTURES / "v7.safetensors", tokenizer="bytes", threads=1)
     with Here(model, api_key_file=str(tmp_path / "keys")) as server:
         assert Remote(server.url, key=KEY).answer([Passage("ab")])[0].ids.tolist() == [97, 98]
         for key in (None, "another-key-of-some-length"):
-            with pytest.raises(InputError, match="wants a key"):
+            with pytest.raises(
+                InputError, match=r"wants a key that may do this \(401\): .*; set ROOKERY_API_KEY"
+            ) as error:
                 Remote(server.url, key=key)
+            assert str(key) not in str(error.value)
+        monkeypatch.setenv("ROOKERY_API_KEY", KEY)
+        assert KEY not in json.dumps(Remote(server.url).about)
     with pytest.raises(InputError, match="line ends"):
         Remote(server.url, key="a\r\nHost: b")
 

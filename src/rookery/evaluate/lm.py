@@ -49,9 +49,10 @@ class LM(Base):  # type: ignore[misc]
 
     `prefix`: a token id or several that are read before every text, "none" for none; default: the token that ends a
     text. `template`: of talks, what `rookery.chat.load` takes; default: the model's own. `variant`, `key`: of a server,
-    the id of its model and what it asks for. `batch_size`: requests that are asked together, which changes no figure;
-    1, lm-eval's own default, and "auto" leave it to this class. `device` counts with backend="torch" alone: lm-eval's
-    command names a GPU wherever it is not told otherwise. The others are those of `rookery.load`.
+    the id of its model and the key it asks for, which is better said in ROOKERY_API_KEY: lm-eval writes all arguments
+    into its results. `batch_size`: requests that are asked together, which changes no figure; 1, lm-eval's own default,
+    and "auto" leave it to this class. `device` counts with backend="torch" alone: lm-eval's command names a GPU
+    wherever it is not told otherwise. The others are those of `rookery.load`.
     """
 
     def __init__(

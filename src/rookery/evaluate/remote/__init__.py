@@ -34,6 +34,7 @@ class Row(NamedTuple):
 
 class Remote:
     """Answers by the server at `url`. `model`: one of its ids, else its first. `prefix`, `told`: as Local's.
+    `key`: what the server asks for; default what the environment variable ROOKERY_API_KEY holds.
 
     Raises InputError for what the server refuses, BackendError where it gives no answer, or none to be believed.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import time
 import weakref
@@ -12,16 +13,20 @@ from urllib.parse import urlsplit
 
 from rookery.errors import BackendError, InputError
 
-TIMEOUT = 600.0  # seconds for one answer: a long text read on a small machine
+TIMEOUT = 3600.0  # seconds for one answer: long texts, side by side, on a small machine
 PATIENCE = 600.0  # seconds of waiting for a busy server
 TRIES, PAUSE = 5, 0.2  # of a connection that fails, seconds before the second; doubled each time
 LONGEST_PAUSE = 60.0
 MOST_BYTES = 256 << 20  # of an answer: a million log-probabilities have half of that
 BUSY = (429, 502, 503, 504)
+KEY = "ROOKERY_API_KEY"  # the environment variable with the key, where none is given
 
 
 class Client:
-    """`url`: http(s)://HOST[:PORT][/BASE], of which a last /v1 is left out. Raises InputError for any other."""
+    """`url`: http(s)://HOST[:PORT][/BASE], of which a last /v1 is left out. Raises InputError for any other.
+
+    `key`: default what ROOKERY_API_KEY holds.
+    """
 
     def __init__(self, url: str, key: str | None = None, timeout: float = TIMEOUT, patience: float = PATIENCE) -> None:
         parts = urlsplit(url)
@@ -31,6 +36,7 @@ class Client:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.username:
             raise InputError(f"{url[:200]!r}: wanted a server's address, such as http://127.0.0.1:8000")
+        key = os.environ.get(KEY) if key is None else key
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InputError("the key for the server has signs that no key has; give it without line ends")
         self.url, self._timeout, self._patience = url.rstrip("/").removesuffix("/v1"), timeout, patience
@@ -105,7 +111,7 @@ class Client:
         except (ValueError, RecursionError):
             answer = None
         if status in (401, 403):
-            raise InputError(f"{self.url}: wants a key that may do this, or another one ({status}): {_said(answer)}")
+            raise InputError(f"{self.url}: wants a key that may do this ({status}): {_said(answer)}; set {KEY}")
         if 400 <= status < 500:
             raise InputError(f"{self.url}{path}: the server refuses ({status}): {_said(answer)}")
         if status != 200:
