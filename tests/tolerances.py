@@ -217,3 +217,14 @@ PRINTED = 1e-12
 SPREADS = 0.03
 SPREAD_MEAN = 0.005
 SPREAD_DEVIATION = 0.1
+
+# --- bench context ---
+# Parameters of a peer against the number wanted, relative: the issue's bar.
+MATCHED = 0.03
+
+# A peer's logits against transformers' model of the same weights, float32: sums in another order.
+LOGITS_PEER = 2e-4
+
+# Bytes that a peer's forward pass leaves for training, counted over fake tensors at 64 and 128 tokens and carried on
+# to 192, against what autograd keeps of a real pass, relative: what was made on the way and is still referred to.
+TRAINING_NEED = 0.15
