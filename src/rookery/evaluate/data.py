@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import file_digest
+from hashlib import sha256
 from typing import Any, BinaryIO, cast
 
 from rookery.errors import DamagedFile, InputError, MissingFile
@@ -84,9 +84,8 @@ def opened(path: Path) -> BinaryIO:
 
 
 def digest(path: Path) -> str:
-    """sha256 of the file as it lies there, hex."""
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    """sha256 of the file as it lies there, hex. Raises FileError subclasses."""
+    return sha256(map_file(path)).hexdigest()
 
 
 def find(path: Path, names: Sequence[str], task: str) -> str:
