@@ -80,6 +80,7 @@ def test_a_constant_state_is_paired_with_the_shortest_depth(clock: Clock) -> Non
         (said,) = summary(SMALL, {}, [found])["depth_verified"]
         assert (said["depths"], said["depths_with_1_inside"]) == (1, holds)
         assert said["chance"] == 1 - 2**-4
+    assert rows[1]["speed_to_reference"]["median"] < 0.1
 
 
 def test_slow_steps_are_shared_among_the_repeats_and_slower_ones_left_out(clock: Clock) -> None:
@@ -194,6 +195,19 @@ def test_what_does_not_fit_is_a_row_and_is_not_started(clock: Clock, tmp_path: P
         assert row["status"] == status
         assert (row["need_bytes"], row["available_bytes"]) == (limit - PROCESS, limit - short)
         assert (deep in fakes.spawned) == (status == "measured")
+
+
+def test_what_did_not_fit_is_kept_like_what_was_measured(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fakes = Fakes(clock)
+    monkeypatch.setattr(memory, "available", lambda: PROCESS + 110 * MEGA)
+    rows = sweep(SMALL, tmp_path / "out", fakes.need, fakes.spawn)
+    monkeypatch.setattr(memory, "available", lambda: 10**12)
+    fakes.spawned.clear()
+    assert sweep(SMALL, tmp_path / "out", fakes.need, fakes.spawn) == rows
+    assert {row["status"] for row in rows} == {"measured", "oom"}
+    assert not fakes.spawned
 
 
 def test_the_machines_own_memory_counts_too(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,14 +364,11 @@ def test_a_process_gets_its_point_and_its_settings(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_point_ends_with_its_sweep() -> None:
-    code = "import time; from rookery.bench.context import point; point._end_with_parent(); print(1, flush=True); "
-    code += "time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        assert child.stdin
-        assert child.stdout.readline() == b"1\n"
-        child.stdin.close()
-        assert child.wait(50) == 1
+    at = Point("stream", "stream", 0)
+    request = json.dumps({"point": at._asdict(), "settings": vars(SMALL)}).encode() + b"\n"
+    command = [sys.executable, "-m", "rookery.bench.context.point"]
+    done = subprocess.run(command, input=request, capture_output=True)  # which closes stdin
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_one_real_point() -> None:
