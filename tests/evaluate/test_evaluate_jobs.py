@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import rookery
+from rookery import evaluate
+from rookery.cli.main import main
 from rookery.errors import InputError, MissingExtra
 from rookery.evaluate import Continue, Item, Likelihood, Local, Passage, jobs, run
 
@@ -108,6 +110,19 @@ def test_a_worker_that_dies_is_replaced(cluster: None, scorer: Local, tmp_path: 
 def test_workers_that_cannot_be(cluster: None, scorer: Local, make: jobs.Make, workers: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         run(scorer, [Mixed(3)], reader=jobs.reader(make, scorer.about, workers, batch=1))
+
+
+def test_the_command_with_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # files named from here are found by workers that stand elsewhere
+    (tmp_path / "model.gguf").symlink_to(rookery.load("gosling").weights.path)
+    given = ["eval", "multihop", "hops=0,1", "distances=0", "repeats=2", "-m", "model.gguf", "--batch", "2", "-t", "1"]
+    assert main([*given, "--out", "here"]) == main([*given, "--out", "there", "--workers", "2"]) == 0
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+def test_a_model_that_is_open_cannot_be_given_to_workers(scorer: Local) -> None:
+    with pytest.raises(InputError, match="give the model by its path"):
+        evaluate.evaluate(scorer.model, "multihop", workers=2)
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch, scorer: Local) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from rookery.cli import options
@@ -44,6 +46,12 @@ def parser() -> options.Parser:
     made.add_argument(
         "--batch", type=options.whole(1), default=32, metavar="N", help="items asked about together (default: 32)"
     )
+    made.add_argument(
+        "--workers",
+        type=options.whole(1),
+        metavar="N",
+        help="processes of Ray that read side by side, each with the model (default: none)",
+    )
     options.add_general(made, json="print one object: manifest and results")
     options.add_model(made)
     return made
@@ -60,8 +68,16 @@ def run(args: argparse.Namespace) -> int:
     tasks = _tasks(args)
     with Job(f"reading {args.model}"):
         scorer = _scorer(args)
-    with Job(f"measuring {options.model_name(args)}", "items") as job:
-        found = measure(scorer, tasks, args.limit, args.out, args.batch, lambda task, *done: job.update(*done))
+    reader = _workers(args, scorer.about) if args.workers else None
+    try:
+        with Job(f"measuring {options.model_name(args)}", "items") as job:
+            found = measure(
+                scorer, tasks, args.limit, args.out, args.batch, lambda task, *done: job.update(*done), reader
+            )
+    except KeyboardInterrupt:
+        if args.out:
+            print(f"rookery: stopped; the same command goes on from the rows in {args.out}", file=sys.stderr)
+        raise
     print(text.dumps(found) if args.json else text.report(found["results"]))
     return 0
 
@@ -114,6 +130,21 @@ def _scorer(args: argparse.Namespace) -> Any:
     if args.model.startswith(("http://", "https://")):
         return Remote(args.model, prefix=args.prefix)
     return Local(options.load_model(args), args.prefix)
+
+
+def _workers(args: argparse.Namespace, about: dict[str, Any]) -> Any:
+    """Who reads in this process's place."""
+    from rookery.evaluate import jobs
+
+    there = argparse.Namespace(**vars(args))
+    there.model, there.adapter = jobs.placed(args.model), [jobs.placed(file) for file in args.adapter]
+    there.tokenizer = args.tokenizer and jobs.placed(args.tokenizer)
+    return jobs.reader(partial(_worker, there), about, args.workers, args.threads, args.batch)
+
+
+def _worker(args: argparse.Namespace, threads: int) -> Any:
+    args.threads = threads
+    return _scorer(args)
 
 
 def _ids(text: str) -> tuple[int, ...]:

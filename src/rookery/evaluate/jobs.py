@@ -96,8 +96,12 @@ class _Worker:
 
 def opened(path: str | os.PathLike[str], prefix: Sequence[int] | None = None, **options: Any) -> Make:
     """Local scorers of the model at `path`, opened by `rookery.load` with these options."""
-    where = os.path.abspath(path) if os.path.exists(path) else os.fspath(path)  # a worker may stand elsewhere
-    return partial(_open, where, prefix, options)
+    return partial(_open, placed(path), prefix, options)
+
+
+def placed(path: str | os.PathLike[str]) -> str:
+    """The same file or folder for a worker, which may stand elsewhere; a name that is no path is left alone."""
+    return os.path.abspath(path) if os.path.exists(path) else os.fspath(path)
 
 
 def _open(path: str, prefix: Sequence[int] | None, options: dict[str, Any], threads: int) -> Scorer:
