@@ -1,6 +1,7 @@
 """Multi-hop: stories against their replay, and scores of readers who know all, nothing, or one trick."""
 
 import re
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -191,8 +192,38 @@ def test_rows_say_what_was_picked():
     row = task.row(item, [*likely, f" {answer}s"])
     assert (row["picked"], row["right"], row["margin"], row["exact"]) == (other, False, -0.5, False)
     assert task.row(item, [*likely, f' "{answer}", he'])["exact"]
-    tied = task.row(item, [Likely(0.0, False, 1)] * 6 + [""])
-    assert (tied["right"], tied["margin"]) == (False, 0)
+
+
+class ByStory(Fake):
+    """How likely a name is hangs on the story and nothing else, or on nothing."""
+
+    def __init__(self, hangs):
+        self.hangs = hangs
+
+    def one(self, request):
+        if isinstance(request, Continue):
+            return ""
+        story = bytes(request.context).decode().split("\n")[0].split(" The hay")[0]
+        seed = zlib.crc32(f"{story} {request.continuation}".encode())
+        return Likely(rng(seed).normal() if self.hangs else -1.0, False, 1)
+
+
+def test_one_who_takes_all_for_equal_scores_chance():
+    task = make("multihop", {"repeats": 60, "hops": 1, "distances": 0})
+    result = run(ByStory(False), [task])["results"]["multihop"]
+    assert abs(result["acc"] - result["chance"]) < 3 * result["acc_stderr"]
+    assert result["margin"] == 0
+
+
+def test_a_story_at_two_distances_is_one_draw():
+    once, twice = (
+        run(ByStory(True), [make("multihop", {"repeats": 10, "distances": of})])["results"]["multihop"]
+        for of in ("0", "0,60")
+    )
+    assert (once["n"], twice["n"]) == (100, 200)
+    for name in ("acc", "acc_stderr", "margin", "margin_stderr"):
+        assert twice[name] == pytest.approx(once[name])
+    assert twice["acc_high"] == pytest.approx(once["acc_high"], abs=0.002)
 
 
 @pytest.mark.parametrize(

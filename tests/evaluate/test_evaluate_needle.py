@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,10 +130,42 @@ def test_a_guess_scores_chance(choices: int):
     assert sum(row["mc_low"] < row["mc_chance"] < row["mc_high"] for row in kinds) >= 7  # of 8 intervals of 95 %
 
 
+class ByNeedle(Guess):
+    """How likely a name is hangs on it and nothing else, or on nothing."""
+
+    def __init__(self, hangs: bool):
+        super().__init__(0)
+        self.hangs = hangs
+
+    def one(self, request: Request) -> Answer:
+        if isinstance(request, Continue):
+            return super().one(request)
+        draws = np.random.default_rng(zlib.crc32(str(request.continuation).encode()))
+        return Likely(draws.normal() if self.hangs else -1.0, False, 1)
+
+
+def test_one_who_takes_all_for_equal_scores_chance():
+    task = make("needle", {"lengths": 700, "repeats": 2, "choices": 4})
+    result = run(ByNeedle(False), [task])["results"]["needle"]
+    assert (result["mc_acc"], result["mc_chance"], result["margin"]) == (0.25, 0.25, 0)
+
+
+def test_a_needle_in_two_lengths_is_one_draw():
+    once, twice = (
+        run(ByNeedle(True), [make("needle", {"lengths": of, "repeats": 4})])["results"]["needle"]
+        for of in ("700", "700,900")
+    )
+    assert (once["n"], twice["n"]) == (160, 320)
+    for name in ("mc_acc", "mc_acc_stderr", "margin", "margin_stderr"):
+        assert twice[name] == pytest.approx(once[name])
+    assert all(of["mc_high"] - of["mc_acc"] > 1.9 * of["mc_acc_stderr"] for of in (once, twice))
+
+
 def test_parts_of_an_answer_count_as_parts():
     task = make("needle", {"kinds": "multivalue", "lengths": 800, "depths": 0, "repeats": 3})
     result = run(Fake(lambda prompt: solved(prompt)[:1]), [task])["results"]["needle"]
-    assert result["acc"] == result["mc_acc"] == 0.25
+    assert result["acc"] == 0.25
+    assert result["mc_acc"] == pytest.approx(0.25 + 0.75 * 0.1)  # the other three are as likely as the nine wrong ones
     assert result["margin"] == pytest.approx(1.25)  # 5 nats for one of four
 
 
@@ -294,9 +327,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str):
 def test_memory_is_asked_for_before_anything_is_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(haystack, "free_bytes", lambda: 4_000_000_000)
     make("needle", {"lengths": 10_000_000})
-    with pytest.raises(
-        InputError, match=r"10,100,000 tokens needs 4.04 GB, more than the 4.00 GB that are free"
-    ):
+    with pytest.raises(InputError, match=r"10,100,000 tokens needs 4.04 GB, more than the 4.00 GB that are free"):
         make("needle", {"lengths": "256,10100000"})
 
 

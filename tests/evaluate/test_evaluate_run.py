@@ -182,18 +182,6 @@ def test_unknown_tasks_are_told_the_nearest():
         evaluate.make("zzz")
 
 
-def test_statistics():
-    assert statistics.mean([1.0, 3.0]) == (2.0, 1.0)
-    assert statistics.mean([5.0])[0] == 5.0
-    assert math.isnan(statistics.mean([5.0])[1])
-    value, error = statistics.perplexity([-1.0, -3.0])
-    assert value == pytest.approx(math.exp(2))
-    assert error == pytest.approx(math.exp(2))
-    low, high = statistics.wilson(5, 10)
-    assert (low, high) == pytest.approx((0.23659, 0.76341), abs=1e-5)  # Newcombe 1998
-    assert statistics.wilson(0, 10)[0] == 0.0
-
-
 def test_json_is_json_and_tables_are_read_by_people(scorer):
     assert json.loads(dumps({"a": math.nan, "b": (1, 2.5)})) == {"a": None, "b": [1, 2.5]}
     said = report(run(scorer, [Words(Settings())], limit=2)["results"])

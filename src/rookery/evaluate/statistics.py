@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 Z = 1.959964  # of a normal distribution, 95 % lie within
 
@@ -28,7 +28,27 @@ def perplexity(logprobs: Sequence[float]) -> tuple[float, float]:
     return value, value * error
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
+def grouped(values: Sequence[float], of: Sequence[Hashable]) -> tuple[float, float, float]:
+    """The mean of `values` in 0..1 where those with the same `of` were drawn together (one story at two distances), its
+    standard error, NaN of fewer than two groups, and how many single draws would say as much: for `wilson`.
+
+    The ratio estimator over groups (Cochran, Sampling Techniques, 6.3). Where all values are 0 or all 1 they do not
+    tell how much their groups count for: each group is then one draw.
+    """
+    sums: dict[Hashable, float] = {}
+    sizes: dict[Hashable, int] = {}
+    for value, group in zip(values, of, strict=True):
+        sums[group], sizes[group] = sums.get(group, 0.0) + value, sizes.get(group, 0) + 1
+    n, groups, middle = len(values), len(sums), mean(values)[0]
+    if groups < 2:
+        return middle, math.nan, float(groups)
+    squares = math.fsum((sums[group] - middle * sizes[group]) ** 2 for group in sums)
+    error = math.sqrt(groups / (groups - 1) * squares) / n
+    alone = max(0.0, middle * (1 - middle))
+    return middle, error, max(float(groups), min(float(n), alone / error**2)) if error and alone else float(groups)
+
+
+def wilson(right: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a share, `right` of `n`; sound near 0 and 1 too. (Wilson 1927)"""
     if not n:
         return 0.0, 1.0

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rookery.errors import InputError
-from rookery.evaluate.requests import Answer, Coder, Continue, Likelihood, Likely
+from rookery.evaluate.requests import Answer, Coder, Continue, Likelihood
 from rookery.evaluate.settings import setting
-from rookery.evaluate.statistics import mean, wilson
+from rookery.evaluate.statistics import grouped, mean, wilson
 from rookery.evaluate.task import Item
 from rookery.evaluate.tasks import stories
+from rookery.evaluate.tasks.choices import likelihoods
 from rookery.evaluate.tasks.needle.haystack import PROMPT, REQUEST, fill, room
 
 FILES: tuple[str, ...] = ()
@@ -68,7 +69,9 @@ class Multihop:
                     rng = np.random.Generator(np.random.PCG64([s.seed, stories.KINDS.index(kind), hops, repeat]))
                     story = stories.story(rng, kind, hops, s.people, s.objects, s.busy)
                     for distance in s.distances:
-                        yield self.item(coder, story, {"kind": kind, "hops": hops, "distance": distance})
+                        yield self.item(
+                            coder, story, {"kind": kind, "hops": hops, "distance": distance, "repeat": repeat}
+                        )
 
     def item(self, coder: Coder, story: stories.Story, about: dict[str, Any]) -> Item:
         prompt = story.puzzle().prompt
@@ -83,22 +86,23 @@ class Multihop:
 
     def row(self, item: Item, answers: Sequence[Answer]) -> dict[str, Any]:
         *likely, wrote = answers
-        about = item.about
-        logprobs = {n: a.logprob for n, a in zip(about["choices"], likely, strict=True) if isinstance(a, Likely)}
-        right = logprobs.pop(about["answer"])
-        wrong = max(logprobs, key=lambda name: logprobs[name])
-        margin = right - logprobs[wrong]
-        exact = re.match(rf"\W*{re.escape(about['answer'])}\b", str(wrote)) is not None
-        picked = about["answer"] if margin > 0 else wrong
-        return {"picked": picked, "right": margin > 0, "margin": margin, "wrote": wrote, "exact": exact}
+        names, logprobs = item.about["choices"], likelihoods(likely)
+        right, picked = names.index(item.about["answer"]), int(np.argmax(logprobs))
+        exact = re.match(rf"\W*{re.escape(names[right])}\b", str(wrote)) is not None
+        return {
+            "picked": names[picked],
+            "right": picked == right,
+            "margin": float(logprobs[right] - np.delete(logprobs, right).max()),
+            "wrote": wrote,
+            "exact": exact,
+        }
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures = dict(zip(SCORES, scores(rows), strict=True))
+        errors = {name: grouped([float(row[of]) for row in rows], told(rows))[1] for name, of in ERRORS.items()}
         return {
             **figures,
-            "acc_stderr": mean([float(row["right"]) for row in rows])[1],
-            "exact_stderr": mean([float(row["exact"]) for row in rows])[1],
-            "margin_stderr": mean([row["margin"] for row in rows])[1],
+            **{f"{name}_stderr": error for name, error in errors.items()},
             "tables": [self.table(kind, [r for r in rows if r["kind"] == kind]) for kind in self.settings.kinds],
         }
 
@@ -112,14 +116,20 @@ class Multihop:
 
 
 SCORES = ["n", "acc", "acc_low", "acc_high", "chance", "exact", "margin"]
+ERRORS = {"acc": "right", "exact": "exact", "margin": "margin"}
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> list[float]:
     """Under SCORES."""
-    right = [float(row["right"]) for row in rows]
+    acc, _, draws = grouped([float(row["right"]) for row in rows], told(rows))
     chance = mean([1 / len(row["choices"]) for row in rows])[0]
     others = [mean([float(row[name]) for row in rows])[0] for name in ("exact", "margin")]
-    return [len(rows), mean(right)[0], *wilson(sum(right), len(rows)), chance, *others]
+    return [len(rows), acc, *wilson(acc * draws, draws), chance, *others]
+
+
+def told(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Which story, the same at every distance."""
+    return [(row["kind"], row["hops"], row["repeat"]) for row in rows]
 
 
 def replay(text: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from rookery.errors import InputError
 from rookery.evaluate.requests import Answer, Coder, Continue, Likelihood, Likely
 from rookery.evaluate.settings import setting
-from rookery.evaluate.statistics import mean, wilson
+from rookery.evaluate.statistics import grouped, mean, wilson
 from rookery.evaluate.task import Item
 from rookery.evaluate.tasks.needle import ruler
 from rookery.evaluate.tasks.needle.haystack import PROMPT, REQUEST, Example, Puzzle, fill, room
@@ -166,12 +166,12 @@ class Needle:
         *likely, wrote = answers
         logprobs = [a.logprob for a in likely if isinstance(a, Likely)]
         asked: list[str] = item.about["answers"]
-        right, best = logprobs[: len(asked)], max(logprobs[len(asked) :])
+        right, wrong = logprobs[: len(asked)], logprobs[len(asked) :]
         return {
             "wrote": wrote,
             "found": mean([float(stands(name, str(wrote))) for name in asked])[0],
-            "picked": mean([float(logprob > best) for logprob in right])[0],
-            "margin": mean(right)[0] - best,
+            "picked": mean([picked(logprob, wrong) for logprob in right])[0],
+            "margin": mean(right)[0] - max(wrong),
         }
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -183,9 +183,9 @@ class Needle:
             **dict(
                 zip(("n", "acc", "acc_low", "acc_high", "mc_acc", "mc_low", "mc_high", "margin"), figures, strict=True)
             ),
-            "acc_stderr": mean([row["found"] for row in rows])[1],
-            "mc_acc_stderr": mean([row["picked"] for row in rows])[1],
-            "margin_stderr": mean([row["margin"] for row in rows])[1],
+            "acc_stderr": grouped([row["found"] for row in rows], drawn(rows))[1],
+            "mc_acc_stderr": grouped([row["picked"] for row in rows], drawn(rows))[1],
+            "margin_stderr": grouped([row["margin"] for row in rows], drawn(rows))[1],
             "chance": 0.0,
             "mc_chance": 1 / self.settings.choices,
             "effective_length": effective(rows),
@@ -224,9 +224,21 @@ SCORES = ["n", "acc", "low", "high", "mc_acc", "mc_low", "mc_high", "margin"]
 
 def scores(rows: Sequence[dict[str, Any]]) -> list[float]:
     """Under SCORES. A share of several answers varies less than right or wrong: its interval is on the wide side."""
-    n, found, picked = len(rows), [row["found"] for row in rows], [row["picked"] for row in rows]
-    intervals = [wilson(sum(values), n) for values in (found, picked)]
-    return [n, mean(found)[0], *intervals[0], mean(picked)[0], *intervals[1], mean([row["margin"] for row in rows])[0]]
+    figures: list[float] = [len(rows)]
+    for name in ("found", "picked"):
+        share, _, draws = grouped([row[name] for row in rows], drawn(rows))
+        figures += [share, *wilson(share * draws, draws)]
+    return [*figures, mean([row["margin"] for row in rows])[0]]
+
+
+def drawn(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What was hidden, which is the same in every length."""
+    return [(row["kind"], *row["answers"]) for row in rows]
+
+
+def picked(right: float, wrong: Sequence[float]) -> float:
+    """1 where `right` is likelier than each of `wrong`; of equals each is the choice as often as the others."""
+    return 0.0 if right < max(wrong) else 1 / (1 + wrong.count(right))
 
 
 def by(rows: Sequence[dict[str, Any]], field: str) -> dict[Any, list[dict[str, Any]]]:
