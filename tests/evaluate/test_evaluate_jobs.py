@@ -94,8 +94,8 @@ def test_a_worker_that_dies_is_replaced(cluster: None, scorer: Local, tmp_path: 
             made.answer = lambda asked: os.kill(os.getpid(), 9)  # type: ignore[assignment, method-assign]
         return made
 
-    by_one = jobs.reader(fickle, scorer.about, 1, batch=2)
-    assert run(scorer, [Mixed(4)], reader=by_one) == run(scorer, [Mixed(4)])
+    by_two = jobs.reader(fickle, scorer.about, 2, batch=2)
+    assert run(scorer, [Mixed()], reader=by_two) == run(scorer, [Mixed()])
     assert flag.exists()
 
 
