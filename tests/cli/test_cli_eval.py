@@ -30,6 +30,7 @@ def test_the_list_names_every_task_and_setting(capsys):
     for task in TASKS:
         assert f"\n{task} " in f"\n{said}"
         assert all(f" {name}=" in said for name in module(task).Settings.__dataclass_fields__)
+    assert max(map(len, said.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rookery.errors import CannotWrite, DamagedFile, InputError
 from rookery.evaluate import Item, Likelihood, Local, run, statistics
 from rookery.evaluate import settings as reading
 from rookery.evaluate.settings import setting
-from rookery.evaluate.text import dumps, report
+from rookery.evaluate.text import cell, dumps, report
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,28 @@ def test_json_is_json_and_tables_are_read_by_people(scorer):
     assert said.startswith("words, 2 items\n  mean ")
     assert "±" in said
     assert list(islice(reversed(said.splitlines()), 2)) == ["    1", "    a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.25, "0.2500"),
+        (29119.62, "29,119.6"),
+        (math.exp(300), "1.94e+130"),
+        (4096, "4,096"),
+        (math.nan, "-"),
+        (None, "-"),
+        (True, "True"),
+        ("a", "a"),
+    ],
+)
+def test_cells_are_short(value, said):
+    assert cell(value) == said
+
+
+def test_settings_of_a_task_that_is_not_asked_are_no_silent_mistake(scorer):
+    with pytest.raises(InputError, match=r"settings of 'multhop', which is not among the tasks \(multihop\)"):
+        evaluate.evaluate(scorer.model, "multihop", settings={"multhop": {"hops": 1}})
 
 
 def test_lambada(shared, scorer):

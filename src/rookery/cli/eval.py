@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from rookery.cli import options
 from rookery.cli.progress import Job
 from rookery.errors import InputError
+
+WIDTH, COLUMN = 100, 25  # of the list of tasks, and where what is said of each begins
 
 
 def parser() -> options.Parser:
@@ -161,8 +164,17 @@ def _listing() -> str:
     lines = []
     for name, what in tasks.TASKS.items():
         room = tasks.module(name)
-        lines.append(f"{name:<12} {what}")
-        lines += [f"    {key}={default:<20} {help}" for key, default, help in settings.describe(room.Settings)]
+        lines.append(f"{name:<{COLUMN}} {what}")
+        for key, default, help in settings.describe(room.Settings):
+            lines += _entry(f"{key}={default}", help)
         if room.FILES:
-            lines.append(f"    --data {' or '.join(room.FILES)}: {room.SOURCE}")
+            lines += _entry("--data FILE", f"in a folder {' or '.join(room.FILES)}; {room.SOURCE}")
     return "\n".join(lines)
+
+
+def _entry(left: str, help: str) -> list[str]:
+    """Of a list: `left`, what it means beside it, or below where `left` is long."""
+    lines = textwrap.wrap(help, WIDTH - COLUMN - 1, break_on_hyphens=False)
+    first = f"    {left}"
+    over = [first] if len(first) > COLUMN else []
+    return over + [f"{'' if over or n else first:<{COLUMN}} {line}" for n, line in enumerate(lines)]

@@ -62,6 +62,9 @@ def evaluate(
     if workers is not None and isinstance(model, Model):
         raise InputError(f"workers={workers}: give the model by its path; each worker opens it for itself")
     names = [tasks] if isinstance(tasks, str) else list(tasks)
+    for name in settings or {}:
+        if name not in names:
+            raise InputError(f"settings of {name!r}, which is not among the tasks ({', '.join(names)})")
     made = [make(name, (settings or {}).get(name), data) for name in names]
     scorer, reader = Local(model if isinstance(model, Model) else load(model), prefix), None
     if workers is not None and not isinstance(model, Model):
