@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import sys
 import threading
@@ -117,10 +116,10 @@ def _timed_steps(peer: Any, tokens: Any) -> list[float]:
 
 def _affordable(step: float, settings: Settings) -> int:
     """Steps of a repeat: as many as were asked for, or so many that all repeats together have them."""
-    for tokens in (settings.tokens, math.ceil(settings.tokens / settings.repeats)):
-        if step * tokens * settings.repeats <= settings.seconds:
-            return tokens
-    raise _too_long(step * tokens * settings.repeats, settings)
+    if step * settings.tokens * settings.repeats <= settings.patience:
+        return settings.tokens
+    _check(step * settings.shared_tokens, settings)
+    return settings.shared_tokens
 
 
 def _prefill(peer: Any, length: int, settings: Settings) -> Row:
@@ -132,22 +131,23 @@ def _prefill(peer: Any, length: int, settings: Settings) -> Row:
     peer.prefill(short, extra=1)
     _check((time.perf_counter() - begin) * length / len(short), settings)
     read, first, after = [], [], []
+    steps = settings.shared_tokens
     for _ in range(settings.repeats):
         tokens = draw.integers(settings.vocab, size=length)
         begin = time.perf_counter()
-        peer.prefill(tokens, extra=settings.tokens + 1)
+        peer.prefill(tokens, extra=steps + 1)
         middle = time.perf_counter()
         peer.step(int(tokens[0]))
         first.append(time.perf_counter() - begin)
         read.append(middle - begin)
-        after.append(sum(_timed_steps(peer, draw.integers(settings.vocab, size=settings.tokens))))
+        after.append(sum(_timed_steps(peer, draw.integers(settings.vocab, size=steps))))
         _check(first[-1], settings)
     return {
         "state": "read",
         "prefill_tokens_per_second": spread(length / s for s in read),
         "first_token_seconds": spread(first),
-        "tokens": settings.tokens,
-        "tokens_per_second": spread(settings.tokens / s for s in after),
+        "tokens": steps,
+        "tokens_per_second": spread(steps / s for s in after),
     }
 
 
@@ -163,12 +163,9 @@ def _train(peer: Any, length: int, settings: Settings) -> Row:
 
 
 def _check(seconds: float, settings: Settings) -> None:
-    if seconds * settings.repeats > settings.seconds:
-        raise _too_long(seconds * settings.repeats, settings)
-
-
-def _too_long(seconds: float, settings: Settings) -> TooLong:
-    return TooLong(f"about {seconds:,.0f} s for {settings.repeats} repeats; {settings.seconds:g} s are allowed")
+    """Raises TooLong where repeats of so many seconds are too much."""
+    if (total := seconds * settings.repeats) > settings.seconds:
+        raise TooLong(f"about {total:,.0f} s for {settings.repeats} repeats; {settings.seconds:g} s are allowed")
 
 
 def _fresh_peak() -> int | None:

@@ -50,7 +50,7 @@ class Settings:
     constant_lengths: tuple[int, ...] = (1_000_000,)  # more of them where the state does not grow
     prefill_lengths: tuple[int, ...] = (512, 2048, 8192)
     train_lengths: tuple[int, ...] = ()
-    tokens: int = 64  # decoded in each repeat; together where one repeat of so many takes too long
+    tokens: int = 64  # decoded in each repeat, or in all of them where that would take more than `patience`
     repeats: int = 5
     seconds: float = 180.0  # that the repeats of one point may take
     cool_down: float = 0.5  # seconds of rest before each point
@@ -77,6 +77,16 @@ class Settings:
         """Settings from the JSON of `vars`."""
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
         return cls(**values)
+
+    @property
+    def patience(self) -> float:
+        """Seconds for repeats that could do with fewer tokens."""
+        return self.seconds / 6
+
+    @property
+    def shared_tokens(self) -> int:
+        """Of a repeat, so that all together have `tokens`."""
+        return -(-self.tokens // self.repeats)
 
     def depths(self, grows: bool) -> tuple[int, ...]:
         """Of decode, the shortest first."""

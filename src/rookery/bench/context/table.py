@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+from rookery.bench.context.settings import Settings
 from rookery.bench.context.summary import SPREADS, Row, chosen, title
 
 Summary: TypeAlias = dict[str, Any]
@@ -152,10 +153,11 @@ def _decode(found: Summary) -> str:
     speeds = _matrix(found, "decode", "depth", _spread("tokens_per_second"))
     share = _matrix(found, "decode", "depth", _against_roof)
     settings = found["settings"]
+    patience = Settings.of(settings).patience
     return "\n\n".join([
         "## Decode, tokens/s",
         f"From an injected state or KV of that depth; {settings['tokens']} tokens a repeat, or "
-        f"{settings['tokens']} in all repeats where that would take more than {settings['seconds']:g} s.",
+        f"{settings['tokens']} in all repeats where that would take more than {patience:g} s.",
         speeds,
         "Against the roof: tokens/s that the bandwidth allows (GB/s that the measured speed reads; share of the roof). "
         "A point above its roof is marked !: its bytes lay in a cache, or are counted wrongly.",
