@@ -107,6 +107,12 @@ def test_another_run_in_the_folder_is_refused(scorer, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_fewer_tasks_are_another_run(scorer, tmp_path):
+    run(scorer, [Words(Settings()), evaluate.make("multihop")], limit=1, out=tmp_path)
+    with pytest.raises(InputError, match=r"of another run \(tasks.multihop was .* is null\)"):
+        run(scorer, [Words(Settings())], limit=1, out=tmp_path)
+
+
 def test_what_is_no_run_is_refused(scorer, tmp_path):
     run(scorer, [Words(Settings())], limit=2, out=tmp_path)
     (tmp_path / "words.jsonl").write_bytes(b'{"item": 7}\n')

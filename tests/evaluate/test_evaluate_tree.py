@@ -54,14 +54,24 @@ def test_batch_is_single_to_the_bit(scorer):
     assert all(map(same, scorer.answer(ASKED[::-1])[::-1], together))
 
 
-@pytest.mark.parametrize("budget", [1, 4 * 256 * 7, 128 << 20])
-def test_neither_the_memory_for_logits_nor_the_rows_at_once_change_a_figure(scorer, budget, monkeypatch):
+@pytest.mark.parametrize(("budget", "rows"), [(1, 1), (4 * 256 * 7, 7), (128 << 20, 2 * trees.PIECE)])
+def test_neither_the_memory_for_logits_nor_the_rows_at_once_change_a_figure(scorer, budget, rows, monkeypatch):
     expected = scorer.answer(ASKED)
-    read = trees.read
+    read, forward, asked = trees.read, scorer.model.forward_batch, []
+
+    def watched(tokens, states, every=False):
+        asked.append((len(tokens), sum(map(len, tokens)) if every else 0))
+        return forward(tokens, states, every)
+
     monkeypatch.setattr(
         "rookery.evaluate.local.read", lambda model, rows, at_once: read(model, rows, 2, logits_bytes=budget)
     )
+    monkeypatch.setattr(scorer.model, "forward_batch", watched)
+    monkeypatch.setattr(scorer, "_at_once", 2)
     assert all(map(same, scorer.answer(ASKED), expected))
+    sequences, most = map(max, zip(*asked, strict=True))
+    assert sequences == 2
+    assert most <= max(rows, 2)  # of logits at once; a row each at the least
 
 
 def test_likelihoods_are_the_definition(scorer):
@@ -103,6 +113,25 @@ def test_a_greedy_continuation_is_called_greedy():
     found = scorer.answer([Likelihood("Once upon a time", ids), Likelihood("Once upon a time", other)])
     assert [answer.greedy for answer in found] == [True, False]
     assert found[0].logprob > found[1].logprob
+
+
+def test_a_greedy_continuation_is_greedy_from_its_first_token():
+    scorer = Local(rookery.load("gosling"))
+    best, other = scorer.coder.encode("Once upon a time"), scorer.coder.encode(" cat")[0]
+    (after,) = scorer.answer([Continue((*best, other), 1)])
+    ids = (other, *scorer.coder.encode(after))
+    assert not scorer.answer([Likelihood(tuple(best), ids)])[0].greedy
+    assert scorer.answer([Likelihood((*best, other), ids[1:])])[0].greedy
+
+
+def test_of_equals_the_lowest_id_is_the_likeliest():
+    tied = np.array([0.0, 1.0, 1.0], np.float32)
+    assert [trees.logprob(tied, id)[1] for id in range(3)] == [False, True, False]
+
+
+def test_what_might_have_begun_a_stop_text_is_written_at_the_end(scorer):
+    whole = scorer.answer([Continue(HEAD, 12)])[0]
+    assert scorer.answer([Continue(HEAD, 12, (whole[-1:] + "\0never",)), Continue(HEAD, 0)]) == [whole, ""]
 
 
 def test_what_is_shared_is_read_once(scorer, monkeypatch):
