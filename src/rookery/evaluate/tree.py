@@ -86,11 +86,10 @@ def _split(begin: int, rows: list[Row], state: State | None = None, logits: Arra
 
 
 def _agree(rows: list[Row], begin: int) -> int:
-    """Where sorted rows first differ: the first and the last differ most."""
+    """Where sorted rows first differ: the first and the last differ most, and the first ends first."""
     low, high = rows[0].ids, rows[-1].ids
-    end = min(len(row.ids) for row in rows)
     at = begin + 1
-    while at < end and low[at] == high[at]:
+    while at < len(low) and low[at] == high[at]:
         at += 1
     return at
 
