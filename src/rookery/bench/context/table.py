@@ -157,7 +157,7 @@ def _decode(found: Summary) -> str:
     return "\n\n".join([
         "## Decode, tokens/s",
         f"From an injected state or KV of that depth; {settings['tokens']} tokens a repeat, or "
-        f"{settings['tokens']} in all repeats where that would take more than {patience:g} s.",
+        f"{settings['tokens']} in all repeats where that would take more than {patience:.3g} s.",
         speeds,
         "Against the roof: tokens/s that the bandwidth allows (GB/s that the measured speed reads; share of the roof). "
         "A point above its roof is marked !: its bytes lay in a cache, or are counted wrongly.",
