@@ -199,7 +199,7 @@ LOGPROB_SUM = 1e-5
 # evaluate's n-gram probabilities by arrays against the formula by counting, float64, relative: a few operations.
 NGRAM = 1e-12
 
-# Bits per byte of a text, read with the tree's pieces cut otherwise, the bar (native and reference: to the bit).
+# Bits per byte of a text, read with the tree's pieces cut otherwise, as is asked (native, reference: to the bit).
 BITS_CHUNKED = 1e-4
 
 # Bits per byte of a model before training against log2(V) tokens, relative: its first logits vary by 0.5 (the head's
