@@ -85,7 +85,7 @@ def test_a_model_with_a_taste_for_forms_is_found(toy: str) -> None:
     assert found["spread_chance"] < found["spread_low"] <= found["spread"] <= found["spread_high"]
     assert "<think>" in found["worst"]
     assert "<think>" not in found["best"]
-    shares = [row[1] for row in found["tables"][0]["rows"]]
+    shares = [row[0] for row in found["tables"][0]["rows"]]
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == found["formats"] == 12
 
@@ -223,4 +223,4 @@ def test_margins_tell_forms_apart_where_choices_do_not(toy: str) -> None:
     assert (found["acc_max"], found["p"]) == (0, 1)
     assert (found["margin_spread"], found["margin_p"]) == (1, pytest.approx(1 / 2001))
     assert -2 < found["margin"] < -1
-    assert {row[4] for row in found["tables"][0]["rows"]} == {-1.0, -2.0}
+    assert {row[3] for row in found["tables"][0]["rows"]} == {-1.0, -2.0}

@@ -130,6 +130,20 @@ def test_a_guess_scores_chance(choices: int):
     assert sum(row["mc_low"] < row["mc_chance"] < row["mc_high"] for row in kinds) >= 7  # of 8 intervals of 95 %
 
 
+@pytest.mark.parametrize("kind", needle.PLACED)
+def test_a_task_hides_its_needle_where_its_row_says(kind: str):
+    task = make("needle", {"kinds": kind, "lengths": 2000, "repeats": 1})
+    for item in task.items(Bytes()):
+        text = text_of(item.requests[0].context)
+        at = text.index(f" is {item.about['answers'][0]}.") / len(text)
+        assert abs(at - item.about["depth"] / 100) < 0.1
+
+
+def test_wrong_pass_keys_are_never_the_right_one():
+    drawn = [needle.puzzle(rng(seed), "passkey", 0.5, 49) for seed in range(1500)]
+    assert all(len({*puzzle.answers, *puzzle.wrong}) == 50 for puzzle in drawn)
+
+
 class ByNeedle(Guess):
     """How likely a name is hangs on it and nothing else, or on nothing."""
 

@@ -129,6 +129,8 @@ def test_at_most_so_many_tokens(tmp_path: Path) -> None:
     found = figures(scorer, written(tmp_path / "p.jsonl", "ab cd ef", "x"), tokens=4)
     assert [bytes(text) for text in scorer.read] == [b"ab c", b"x"]
     assert (found["tokens"], found["words"], found["bytes"]) == (5, 3, 5)
+    cut = figures(scorer, written(tmp_path / "cut.jsonl", "日本"), tokens=4)  # in the middle of a character
+    assert (cut["tokens"], cut["bytes"]) == (4, 4)
 
 
 def test_what_a_file_holds(tmp_path: Path) -> None:

@@ -32,20 +32,29 @@ def grouped(values: Sequence[float], of: Sequence[Hashable]) -> tuple[float, flo
     """The mean of `values` in 0..1 where those with the same `of` were drawn together (one story at two distances), its
     standard error, NaN of fewer than two groups, and how many single draws would say as much: for `wilson`.
 
-    The ratio estimator over groups (Cochran, Sampling Techniques, 6.3). Where all values are 0 or all 1 they do not
-    tell how much their groups count for: each group is then one draw.
+    Where all values are 0 or all 1 they do not tell how much their groups count for: each group is then one draw.
     """
     sums: dict[Hashable, float] = {}
     sizes: dict[Hashable, int] = {}
     for value, group in zip(values, of, strict=True):
         sums[group], sizes[group] = sums.get(group, 0.0) + value, sizes.get(group, 0) + 1
-    n, groups, middle = len(values), len(sums), mean(values)[0]
-    if groups < 2:
-        return middle, math.nan, float(groups)
-    squares = math.fsum((sums[group] - middle * sizes[group]) ** 2 for group in sums)
-    error = math.sqrt(groups / (groups - 1) * squares) / n
-    alone = max(0.0, middle * (1 - middle))
-    return middle, error, max(float(groups), min(float(n), alone / error**2)) if error and alone else float(groups)
+    middle, error = ratio(list(sums.values()), list(sizes.values()))
+    groups, alone = float(len(sums)), max(0.0, middle * (1 - middle))
+    return middle, error, max(groups, min(float(len(values)), alone / error**2)) if error > 0 and alone else groups
+
+
+def ratio(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """Sum of `sums` over sum of `weights` and its standard error, the parts taken for independent draws (the ratio
+    estimator: Cochran, Sampling Techniques, 6.3); the error is NaN of fewer than two.
+    """
+    n, total = len(sums), math.fsum(weights)
+    if not total:
+        return math.nan, math.nan
+    value = math.fsum(sums) / total
+    if n < 2:
+        return value, math.nan
+    squares = math.fsum((part - value * weight) ** 2 for part, weight in zip(sums, weights, strict=True))
+    return value, math.sqrt(n / (n - 1) * squares) / total
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:

@@ -202,8 +202,8 @@ class Format:
 
     def _table(self, right: Table, margins: Table, order: Sequence[int]) -> dict[str, Any]:
         n, counts, means = len(right), right.sum(0).tolist(), margins.mean(0).tolist()
-        rows = [[self.shown(at), counts[at] / n, *statistics.wilson(counts[at], n), means[at]] for at in order]
-        return {"title": "by form", "columns": ["form", "acc", "acc_low", "acc_high", "margin"], "rows": rows}
+        rows = [[counts[at] / n, *statistics.wilson(counts[at], n), means[at], self.shown(at)] for at in order]
+        return {"title": "by form", "columns": ["acc", "acc_low", "acc_high", "margin", "form"], "rows": rows}
 
 
 def files(settings: Settings) -> tuple[str, ...]:

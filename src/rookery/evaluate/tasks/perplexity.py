@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rookery.errors import DamagedFile, InputError, TooLarge
-from rookery.evaluate import data
+from rookery.evaluate import data, statistics
 from rookery.evaluate.requests import Answer, Coder, Passage, Read
 from rookery.evaluate.settings import setting
 from rookery.evaluate.task import Item
@@ -66,17 +66,17 @@ class Perplexity:
     def items(self, coder: Coder) -> Iterator[Document]:
         s, size = self.settings, _sizes(coder)
         for line, text in documents(self.path):
-            ids = coder.encode(text)
+            ids, whole = coder.encode(text), text.encode()
             if s.tokens and len(ids) > s.tokens:
                 ids = ids[: s.tokens]
-                text = coder.decode_bytes(ids).decode("utf-8", "replace")
+                whole = coder.decode_bytes(ids)
             length = len(ids) if s.mode == "carried" else s.window
             step = max(1, length if s.mode != "sliding" else s.stride or s.window // 2)
             starts = tuple(range(0, max(1, len(ids) - (length - step)), step))
             about = {
                 "line": line,
-                "bytes": len(text.encode()),
-                "words": len(re.split(r"\s+", text)),
+                "bytes": len(whole),
+                "words": len(re.split(r"\s+", whole.decode("utf-8", "replace"))),
                 "vocab": coder.vocab_size,
             }
             windows = tuple(Passage(tuple(ids[at : at + length])) for at in starts)
@@ -97,7 +97,7 @@ class Perplexity:
             before[at : at + len(read.ids)][new] = np.flatnonzero(new)
         scored = ~np.isnan(logprobs)
         found, sizes, before = logprobs[scored], item.sizes[scored], before[scored]
-        share = 1.0 if scored.all() else float(sizes.sum()) / max(1, int(item.sizes.sum()))
+        share = 1 if scored.all() else float(sizes.sum()) / max(1, int(item.sizes.sum()))
         return {
             "tokens": len(found),
             "bytes": item.about["bytes"] * share,
@@ -109,7 +109,7 @@ class Perplexity:
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Standard errors are over documents; of a single one over its blocks."""
-        loss = {of: ratio(*columns(rows, of)) for of in ("tokens", "words", "bytes")}
+        loss = {of: statistics.ratio(*columns(rows, of)) for of in ("tokens", "words", "bytes")}
         bits, error = (figure / math.log(2) for figure in loss["bytes"])
         figures = {"perplexity": loss["tokens"], "word_perplexity": loss["words"], "byte_perplexity": loss["bytes"]}
         said: dict[str, Any] = {}
@@ -153,26 +153,13 @@ def _listed(path: data.Path, text: str) -> Iterator[tuple[int, str]]:
         yield number, data.field(path, number, row, "text", str)
 
 
-def ratio(sums: Array, weights: Array) -> tuple[float, float]:
-    """Sum of `sums` over sum of `weights` and its standard error, the parts [n] taken for independent draws (the ratio
-    estimator: Cochran, Sampling Techniques, 6.3); the error is NaN of fewer than two.
-    """
-    n, total = len(sums), float(weights.sum())
-    if not total:
-        return math.nan, math.nan
-    value = float(sums.sum()) / total
-    if n < 2:
-        return value, math.nan
-    return value, math.sqrt(n / (n - 1) * float(((sums - value * weights) ** 2).sum())) / total
-
-
-def columns(rows: Sequence[dict[str, Any]], of: str) -> tuple[Array, Array]:
+def columns(rows: Sequence[dict[str, Any]], of: str) -> tuple[Sequence[float], Sequence[float]]:
     """Nats lost [n] and how many tokens, words or bytes [n] they are of: by document, or by block of a single one."""
     if len(rows) != 1:
-        return np.asarray([-row["logprob"] for row in rows]), np.asarray([row[of] for row in rows], float)
+        return [-row["logprob"] for row in rows], [row[of] for row in rows]
     blocks = np.asarray(rows[0]["blocks"], float).reshape(-1, 3)
     by = blocks[:, 0 if of == "tokens" else 1]
-    return -blocks[:, 2], by * rows[0][of] / max(1.0, by.sum())  # words go by bytes
+    return (-blocks[:, 2]).tolist(), (by * rows[0][of] / max(1.0, by.sum())).tolist()  # words go by bytes
 
 
 def _sizes(coder: Coder) -> Callable[[int], int]:
