@@ -15,7 +15,6 @@ from rookery.evaluate.local import Local
 from rookery.evaluate.requests import Answer, Likelihood, Likely, Request
 from rookery.evaluate.tasks.mqar import EMPTY, Mqar, Settings, draw, kinds_of
 
-
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
@@ -95,6 +94,9 @@ def test_recall_scores_one_a_guess_among_those_shown_one_in_pairs() -> None:
         shown = dict(zip(table["columns"], row, strict=True))
         assert shown["guess"] == 1 / shown["pairs"]
         assert shown["acc_low"] <= shown["guess"] <= shown["acc_high"]
+    single = answered(task, Ids(64), lambda a: bound(a) if sum(a.context) % 2 else 0)  # type: ignore[arg-type]
+    whole = answered(task, Ids(64), lambda a: bound(a) if sum(a.context[: 2 * _pairs(a)]) % 2 else 0)  # type: ignore[arg-type]
+    assert whole["acc_stderr"] > 2.5 * single["acc_stderr"]  # sequences all right or all wrong: each as if asked once
     last = answered(task, Ids(64), lambda a: int(a.context[2 * _pairs(a) - 1]))  # type: ignore[arg-type]
     assert [row[2] for row in last["tables"][0]["rows"]] == [1 / 4, 1 / 16]
 

@@ -44,3 +44,10 @@ def test_grouped_errors_are_those_of_many_draws():
 
     means, errors, _ = np.array([drawn() for _ in range(300)]).T
     assert np.sqrt((errors**2).mean()) == pytest.approx(means.std(), rel=0.15)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 40, 53.7])
+def test_none_and_all_reach_the_end_of_their_interval(n):
+    assert (statistics.wilson(0, n)[0], statistics.wilson(n, n)[1]) == (0, 1)
+    assert 0 < statistics.wilson(0, n)[1] < 1
+    assert statistics.wilson(n, n)[0] == pytest.approx(1 - statistics.wilson(0, n)[1])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rookery.errors import InputError, TokenError
 from rookery.evaluate.requests import Answer, Coder, Likelihood, Likely
 from rookery.evaluate.settings import setting
-from rookery.evaluate.statistics import mean, wilson
+from rookery.evaluate.statistics import grouped, mean, wilson
 from rookery.evaluate.task import Item
 
 Ids = npt.NDArray[np.int64]
@@ -140,12 +140,15 @@ def _is_word(coder: Coder, id: int) -> bool:
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[Any]:
-    """Answers, their share that is right, its error and 95 % interval, nats an answer, chance, guess."""
-    n, right = sum(row["pairs"] for row in rows), sum(row["right"] for row in rows)
-    acc, error = mean([1.0] * right + [0.0] * (n - right))
+    """Answers, their share that is right, its error and 95 % interval, nats an answer, chance, guess. How well a
+    model reads a sequence shows in all of its answers, so the error is over sequences.
+    """
+    n = sum(row["pairs"] for row in rows)
+    right = [float(at < row["right"]) for row in rows for at in range(row["pairs"])]
+    acc, error, draws = grouped(right, [of for of, row in enumerate(rows) for _ in range(row["pairs"])])
     nats, _ = mean([row["nats"] / row["pairs"] for row in rows for _ in range(row["pairs"])])
     chance, _ = mean([1 / row["values"] for row in rows for _ in range(row["pairs"])])
-    return [n, acc, error, *wilson(right, n), nats, chance, len(rows) / n if n else math.nan]
+    return [n, acc, error, *wilson(acc * draws, draws), nats, chance, len(rows) / n if n else math.nan]
 
 
 TASK = Mqar
