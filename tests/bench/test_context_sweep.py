@@ -17,7 +17,7 @@ from context_fakes import BANDWIDTH, MEGA, Clock, Fakes, Peer
 
 from rookery.bench import memory
 from rookery.bench.context import point as points
-from rookery.bench.context import roofline
+from rookery.bench.context import peers, roofline
 from rookery.bench.context import sweep as sweeps
 from rookery.bench.context.settings import QUICK, STREAMS, Point, Settings
 from rookery.bench.context.store import POINTS, SETTINGS, Store
@@ -123,12 +123,13 @@ def test_memory_that_is_refused_is_a_row(clock: Clock, error: Exception) -> None
     assert measured(Point("decode", "rwkv7", 512), SMALL, Greedy("rwkv7", clock))["status"] == "oom"
 
 
-def test_another_error_is_no_lack_of_memory(clock: Clock) -> None:
+@pytest.mark.parametrize("said", ["shapes differ", "written-to tensor refers to a single memory location"])
+def test_another_error_is_no_lack_of_memory(clock: Clock, said: str) -> None:
     class Broken(Peer):
         def inject(self, depth: int, extra: int) -> None:
-            raise RuntimeError("shapes differ")
+            raise RuntimeError(said)
 
-    with pytest.raises(RuntimeError, match="shapes differ"):
+    with pytest.raises(RuntimeError, match=said):
         measured(Point("decode", "rwkv7", 512), SMALL, Broken("rwkv7", clock))
 
 
@@ -369,6 +370,14 @@ def test_a_point_ends_with_its_sweep() -> None:
     command = [sys.executable, "-m", "rookery.bench.context.point"]
     done = subprocess.run(command, input=request, capture_output=True)  # which closes stdin
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_kind_has_a_tiny_model(dtype: str) -> None:
+    """Each process begins with one."""
+    for kind in (*peers.KINDS, *peers.NATIVE):
+        tiny = points.spec(Settings((kind,), dtype=dtype, **points.TINY))
+        assert peers.plan(kind, tiny).parameters == pytest.approx(tiny.parameters, rel=0.03)
 
 
 def test_one_real_point() -> None:
