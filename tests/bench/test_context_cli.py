@@ -19,6 +19,7 @@ from rookery.bench.context import sweep as sweeps
 from rookery.bench.context.settings import QUICK, TRAIN_LENGTHS, Point, Settings
 from rookery.cli import bench_context
 from rookery.cli.main import main
+from rookery.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("matplotlib") is None, reason="wants the extra train"
@@ -110,6 +111,13 @@ def test_flags() -> None:
     assert settings("--train", "--train-lengths", "64").train_lengths == (64,)
     quick = settings("--quick", "--layers", "2")
     assert (quick.parameters, quick.layers) == (QUICK["parameters"], 2)
+
+
+def test_threads_have_a_processor_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_context, "_processors", lambda: 3)
+    assert settings("-t", "3").threads == 3
+    with pytest.raises(InputError, match="--threads 4: at most 3 are wanted"):
+        settings("-t", "4")
 
 
 @pytest.mark.parametrize(

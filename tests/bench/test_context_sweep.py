@@ -16,8 +16,8 @@ import pytest
 from context_fakes import BANDWIDTH, MEGA, Clock, Fakes, Peer
 
 from rookery.bench import memory
-from rookery.bench.context import point as points
 from rookery.bench.context import peers, roofline
+from rookery.bench.context import point as points
 from rookery.bench.context import sweep as sweeps
 from rookery.bench.context.settings import QUICK, STREAMS, Point, Settings
 from rookery.bench.context.store import POINTS, SETTINGS, Store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from difflib import get_close_matches
@@ -111,6 +112,8 @@ def _settings(args: argparse.Namespace) -> Any:
 
     if args.train_lengths and not args.train:
         raise InputError("--train-lengths is for --train")
+    if args.threads and args.threads > (most := _processors()):
+        raise InputError(f"--threads {args.threads}: at most {most} are wanted, a processor each")
     names = (
         "parameters", "layers", "vocab", "dtype", "threads", "lengths", "constant_lengths", "prefill_lengths",
         "train_lengths", "tokens", "repeats", "seconds", "memory_limit", "seed",
@@ -120,6 +123,11 @@ def _settings(args: argparse.Namespace) -> Any:
         given.setdefault("train_lengths", TRAIN_LENGTHS[:1] if args.quick else TRAIN_LENGTHS)
     kinds = [f"rwkv{version}" for version in args.rwkv] + ["rwkv7-native"] * args.native + list(args.against)
     return Settings(tuple(kinds), **{"threads": cores(), **(QUICK if args.quick else {}), **given})
+
+
+def _processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _against(text: str) -> tuple[str, ...]:

@@ -19,6 +19,14 @@ COLUMNS = (
     "baseline_bytes", "need_bytes", "available_bytes", "why",
 )  # fmt: skip
 
+SCOPE = (
+    "What this shows: what a token costs in time and memory as the context grows, where number of parameters, numbers' "
+    "type, threads and machine are the same. What it does not: how well any model uses its context or predicts text "
+    "(weights are random), speed on a GPU, in fused kernels of another runtime, or with several sequences at once. At "
+    "short contexts the weights are most of what a step reads, so models differ little there in anything but their "
+    "runtime; below a gap as wide as the quartiles nothing is shown."
+)
+
 
 def markdown(found: Summary) -> str:
     """All sections that have something to say."""
@@ -103,6 +111,8 @@ def _head(found: Summary) -> str:
         f"Each point is a process of its own; medians (and quartiles) of {settings['repeats']} repeats; points in an "
         f"order drawn from seed {settings['seed']}.",
         "Roof: " + (f"{roof:.1f} GB/s, the most that reading a large buffer reached." if roof else "not measured."),
+        "",
+        SCOPE,
     ])  # fmt: skip
 
 
