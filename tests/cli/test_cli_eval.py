@@ -44,6 +44,7 @@ def test_the_list_names_every_task_and_setting(capsys):
         (["needle", "--limit", "0"], "--limit: '0' is no whole number of 1 or more"),
         (["needle", "--prefix", "x"], "--prefix"),
         (["needle", "needle"], "given twice"),
+        (["piqa", "mmlu", "--data", "a", "--data", "b"], "say which is for which task, --data TASK=FILE"),
         (["multihop", "--prefix", "4096", "--limit", "1"], "token 4096 is outside the model's vocabulary"),
     ],
 )

@@ -84,7 +84,7 @@ def test_recall_scores_one_a_guess_among_those_shown_one_in_pairs() -> None:
     perfect = answered(task, Ids(64), bound)
     assert perfect["acc"] == 1
     assert perfect["acc_high"] == 1
-    assert perfect["n"] == 60 * 20
+    assert perfect["answers"] == 60 * 20
     assert perfect["nats"] == pytest.approx(0.1)
     assert perfect["chance"] == 1 / 32
     source = rng(2)

@@ -109,7 +109,7 @@ def test_another_run_in_the_folder_is_refused(scorer, tmp_path):
 
 def test_fewer_tasks_are_another_run(scorer, tmp_path):
     run(scorer, [Words(Settings()), evaluate.make("multihop")], limit=1, out=tmp_path)
-    with pytest.raises(InputError, match=r"of another run \(tasks.multihop was .* is null\)"):
+    with pytest.raises(InputError, match=r"of another run \(tasks.multihop was .* is not there\)"):
         run(scorer, [Words(Settings())], limit=1, out=tmp_path)
 
 

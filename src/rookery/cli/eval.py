@@ -119,12 +119,13 @@ def _setting(word: str, rooms: dict[str, Any]) -> Iterable[tuple[str, str, str]]
 
 
 def _data(given: list[str], names: list[str]) -> dict[str, str]:
-    """The data of each task: that with its name, else the first without."""
-    found: dict[str, str] = {}
-    for word in given:
-        task, equals, path = word.partition("=")
-        found |= {task: path} if equals and task in names else {name: word for name in names if name not in found}
-    return found
+    """The data of each task: that with its name, else the one without. Raises InputError."""
+    named = [word.partition("=") for word in given]
+    found = {task: path for task, equals, path in named if equals and task in names}
+    others = [word for word, (task, equals, _) in zip(given, named, strict=True) if not equals or task not in names]
+    if len(others) > 1:
+        raise InputError(f"--data {others[0]} and --data {others[1]}: say which is for which task, --data TASK=FILE")
+    return {name: others[0] for name in names if others} | found
 
 
 def _scorer(args: argparse.Namespace) -> Any:

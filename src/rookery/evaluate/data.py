@@ -85,7 +85,7 @@ def opened(path: Path) -> BinaryIO:
 
 def digest(path: Path) -> str:
     """sha256 of the file as it lies there, hex. Raises FileError subclasses."""
-    return sha256(map_file(path)).hexdigest()
+    return sha256(map_file(path).data).hexdigest()
 
 
 def find(path: Path, names: Sequence[str], task: str) -> str:

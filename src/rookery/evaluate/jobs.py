@@ -19,7 +19,7 @@ from typing import Any
 from rookery.errors import BackendError, InputError, MissingExtra, RookeryError
 from rookery.evaluate.local import Local
 from rookery.evaluate.requests import Answer, Request, Scorer
-from rookery.evaluate.run import BATCH, Asked, Reader
+from rookery.evaluate.run import BATCH, Asked, Reader, batches
 from rookery.evaluate.task import Item
 from rookery.model import load
 
@@ -38,17 +38,16 @@ def reader(make: Make, about: dict[str, Any], workers: int, threads: int | None 
     _library()
 
     def read(items: Iterable[Item]) -> Asked:
-        waiting = iter(items)
-        batches = list(iter(lambda: list(islice(waiting, batch)), []))
-        if not batches:
+        together = list(batches(items, batch))
+        if not together:
             return
         with _cluster() as processors:
             each = threads or max(1, processors // workers)
             if workers * each > processors:
                 needed = f"{workers} workers with {each} threads" if each > 1 else f"{workers} workers"
                 raise InputError(f"{needed}: Ray has {processors} processors here; ask for fewer workers")
-            asked = [_Asked(tuple(request for item in some for request in item.requests)) for some in batches]
-            for some, answered in zip(batches, _answers(asked, make, about, workers, each), strict=True):
+            asked = [_Asked(tuple(request for item in some for request in item.requests)) for some in together]
+            for some, answered in zip(together, _answers(asked, make, about, workers, each), strict=True):
                 answers = iter(answered)
                 for item in some:
                     yield item, list(islice(answers, len(item.requests)))

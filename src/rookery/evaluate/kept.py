@@ -136,7 +136,7 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def _brief(value: Any) -> str:
-    said = json.dumps(value)
+    said = "not there" if value is None else json.dumps(value)
     return said if len(said) <= 40 else said[:37] + "..."
 
 

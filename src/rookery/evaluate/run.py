@@ -103,7 +103,7 @@ def _here(scorer: Scorer, batch: int) -> Reader:
     """Batches of items, asked in this process."""
 
     def read(items: Iterable[Item]) -> Asked:
-        for some in _batches(items, batch):
+        for some in batches(items, batch):
             answers = iter(scorer.answer([request for item in some for request in item.requests]))
             for item in some:
                 yield item, list(islice(answers, len(item.requests)))
@@ -111,7 +111,7 @@ def _here(scorer: Scorer, batch: int) -> Reader:
     return read
 
 
-def _batches(items: Iterable[Item], batch: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], batch: int) -> Iterator[list[Item]]:
     """At most `batch` items, and fewer where they are long: a very long one then needs no more memory than alone."""
     some: list[Item] = []
     held = 0

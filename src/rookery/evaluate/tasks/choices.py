@@ -72,11 +72,12 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"acc": acc, "acc_stderr": error, "acc_low": low, "acc_high": high, "chance": chance}
 
 
-def texts(path: data.Path, number: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """row[name], a list of at least two texts of which none is blank. Raises DamagedFile."""
+def texts(path: data.Path, number: int, row: Mapping[str, Any], name: str, blank: bool = False) -> tuple[str, ...]:
+    """row[name], a list of at least two texts, of which none is blank unless `blank`. Raises DamagedFile."""
     found = data.field(path, number, row, name, list)
-    if len(found) < 2 or not all(isinstance(text, str) and text.strip() for text in found):
-        raise DamagedFile(path, f"line {number}: {name!r} wanted as two or more texts, none of them blank")
+    if len(found) < 2 or not all(isinstance(text, str) and (blank or text.strip()) for text in found):
+        wanted = "two or more texts" + ("" if blank else ", none of them blank")
+        raise DamagedFile(path, f"line {number}: {name!r} wanted as {wanted}")
     return tuple(data.whole(path, number, name, text) for text in found)
 
 

@@ -71,7 +71,7 @@ class Mmlu(choices.Choices):
 def questions(path: data.Path) -> Iterator[Question]:
     """Raises DamagedFile for a line without its fields, or without four answers."""
     for number, row in data.rows(path, {"question": str, "subject": str, "choices": list}):
-        answers = choices.texts(path, number, row, "choices")
+        answers = choices.texts(path, number, row, "choices", blank=True)  # letters are scored
         if len(answers) != len(LETTERS):
             raise DamagedFile(path, f"line {number}: 'choices' has {len(answers)} texts; wanted four")
         answer = choices.place(path, number, row, "answer", len(LETTERS))

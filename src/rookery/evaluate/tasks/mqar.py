@@ -78,7 +78,7 @@ class Mqar:
         return {**item.about, "right": sum(a.greedy for a in found), "nats": -math.fsum(a.logprob for a in found)}
 
     def summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        names = ("n", "acc", "acc_stderr", "acc_low", "acc_high", "nats", "chance", "guess")
+        names = ("answers", "acc", "acc_stderr", "acc_low", "acc_high", "nats", "chance", "guess")
         found = {pairs: [row for row in rows if row["pairs"] == pairs] for pairs in self.settings.pairs}
         table = [[pairs, *_figures(some)] for pairs, some in found.items() if some]
         columns = {"title": "recall by pairs", "columns": ["pairs", *names], "rows": table}
