@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the peers run in torch, of the extra train")
 
 from rookery import _native
+from rookery.backends.torch.wkv import ops
 from rookery.bench.context import match, peers
 from rookery.bench.context.peers import Spec
 from rookery.errors import BackendError, InputError
@@ -138,6 +139,16 @@ def test_a_long_prompt_is_read_in_slices(kind: str, monkeypatch: pytest.MonkeyPa
     else:
         monkeypatch.setattr(peer, "slice", 50)
     assert np.abs(peer.prefill(tokens) - whole).max() < LOGITS_CHUNKED
+
+
+@pytest.mark.parametrize("kind", [kind for kind in peers.KINDS if kind.startswith("rwkv")])
+def test_no_prompt_runs_in_the_native_core(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other kinds have no such help: what runs in torch is said to."""
+    for forms in ops.FORMS.values():
+        monkeypatch.setitem(forms, "native", (None, None))
+    peer = peers.build(kind, TINY)
+    assert np.isfinite(peer.prefill(text(70))).all()
+    assert np.isfinite(peer.train(66)())
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
@@ -101,11 +102,13 @@ class Rwkv(TorchPeer):
                 layer["wkv"] = layer["wkv"].float()
 
     def read(self, ids: Tensor) -> Tensor:
-        x, self.states = self.network.hidden(ids[None], self.states)
+        with _in_torch(ids):
+            x, self.states = self.network.hidden(ids[None], self.states)
         return x[0, -1]
 
     def hidden(self, ids: Tensor) -> Tensor:
-        return self.network.hidden(ids[None])[0][0]
+        with _in_torch(ids):
+            return self.network.hidden(ids[None])[0][0]
 
     def held_bytes(self) -> int:
         return sum(piece.nbytes for layer in self.states for piece in layer.values())
@@ -115,6 +118,13 @@ class Rwkv(TorchPeer):
         for layer in self.states:
             for name, piece in layer.items():
                 layer[name] = (piece * (1 + SCATTER * self.normal(*piece.shape))).to(piece.dtype)
+
+
+def _in_torch(ids: Tensor) -> AbstractContextManager[None]:
+    """The recurrence in plain torch, like Mamba-2's: left alone, a prompt runs in the C++ core where that is built."""
+    from rookery.backends.torch import wkv
+
+    return wkv.using("plain" if len(ids) >= wkv.FEW else "step")
 
 
 class Native(Peer):
