@@ -50,6 +50,13 @@ def test_the_table(found: dict[str, Any]) -> None:
     assert table.markdown(found) == (Path(__file__).parent / "context_table.md").read_text()
 
 
+def test_a_wide_range_verifies_nothing(found: dict[str, Any]) -> None:
+    for low, high, said in ((0.8, 1.1, "yes"), (0.28, 1.27, "too noisy to say"), (0.9, 0.99, "NO"), (1.1, 3.0, "NO")):
+        found["depth_verified"][0] |= {"low": low, "high": high}
+        line = next(text for text in table.markdown(found).splitlines() if f"{low:.3f} to {high:.3f}" in text)
+        assert said in [cell.strip() for cell in line.split("|")]
+
+
 def test_cells(found: dict[str, Any]) -> None:
     assert table.absent({"status": "oom", "need_bytes": 17_200_000_000}) == "needs 17.2 GB"
     assert [table.size(n) for n in (None, 5, 1000, 999_600, 2_500_000, 17_250_000_000, 2e12)] == [
