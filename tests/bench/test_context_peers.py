@@ -177,15 +177,26 @@ def test_the_injected_cache_is_full_and_has_an_end() -> None:
     assert peer.kv is cache  # what is random already need not be drawn again
 
 
+def test_forms_of_attention_are_tried_once_a_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the first token after every prompt, which is timed."""
+    tried: list[Any] = []
+    monkeypatch.setattr("rookery.bench.context.transformer._seconds", lambda form, *given: tried.append(form) or 1.0)
+    peer = peers.build("transformer-gqa", TINY)
+    for length, times in ((40, 6), (41, 6), (70, 12), (40, 12)):
+        peer.prefill(text(length))
+        peer.step(1)
+        assert len(tried) == times
+
+
 @pytest.mark.parametrize("kind", GROWING)
 def test_both_forms_of_attention_agree(kind: str) -> None:
     peer: Any = peers.build(kind, Spec(2_000_000, 2, 96, head_size=32))
     logits = []
     for form in (peer._fused, peer._products):
         peer.inject(300)
-        peer.attend = form
+        peer.forms = {(301).bit_length(): form}
         logits.append(peer.step(1).copy())
-        assert peer.attend is form
+        assert list(peer.forms.values()) == [form]
     assert np.abs(logits[0] - logits[1]).max() < LOGITS_CHUNKED
     assert peer.kv_heads < peer.heads or kind == "transformer-mha"
 

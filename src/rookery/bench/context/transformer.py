@@ -72,7 +72,7 @@ class Transformer(TorchPeer):
         self.heads, self.kv_heads = self.config["heads"], self.config["kv_heads"]
         half = spec.head_size // 2
         self.turns = THETA ** (-self.torch.arange(half) / half)  # radians a token, by pair
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # the form that a trial found fastest
+        self.forms: dict[int, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}  # by power of two of the depth
         self.kv: Tensor = None  # [L,2,K,room,N]
         self.depth, self.injected = 0, 0
 
@@ -90,7 +90,6 @@ class Transformer(TorchPeer):
             shape = (spec.layers, 2, c["kv_heads"], room, spec.head_size)
             self.kv = self.torch.empty(shape, dtype=getattr(self.torch, spec.dtype))
         self.depth = self.injected = 0
-        self.attend = None
 
     def held_bytes(self) -> int:
         return 0 if self.kv is None else int(self.kv[:, :, :, : self.depth].numel() * self.kv.element_size())
@@ -167,10 +166,11 @@ class Transformer(TorchPeer):
     def _decode(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q [K,G,N] over [K,room,N] -> [H,1,N], in the form that is fastest at this depth on this machine."""
         k, v = keys[:, : self.depth], values[:, : self.depth]
-        if self.attend is None:
+        place = self.depth.bit_length()
+        if place not in self.forms:  # a trial at the first step there, not at the one after each prompt
             forms = (self._fused, self._products)
-            self.attend = min(forms, key=lambda form: min(_seconds(form, q, k, v) for _ in range(TRIALS)))
-        return self.attend(q, k, v).view(self.heads, 1, -1)
+            self.forms[place] = min(forms, key=lambda form: min(_seconds(form, q, k, v) for _ in range(TRIALS)))
+        return self.forms[place](q, k, v).view(self.heads, 1, -1)
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The queries of a group as rows of one head: none of the KV is repeated."""
