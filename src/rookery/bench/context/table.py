@@ -263,5 +263,5 @@ def _left_out(found: Summary) -> str:
         for row in found["points"]
         if row["status"] != "measured"
     ]  # fmt: skip
-    head = ("model", "phase", "length", "status", "computed need", "there was", "why")
+    head = ("model", "phase", "length", "status", "needs at least", "there was", "why")
     return f"## Points without a value\n\n{aligned(head, rows)}" if rows else ""
