@@ -36,6 +36,7 @@ DIGITS = [f"{n:02}" for n in range(100)] + [str(n) for n in range(10)]
 NUMBERS = [*DIGITS, *(" " + digits for digits in DIGITS)]
 NEEDLE = re.compile(r"The secret number of (\S+) is (\d+)\.")
 THING = re.compile(r"has a \w+ (\w+)\.")
+GIVES = re.compile(r"( \w+ gives the)( \w+)( to \w+\.)")
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -95,6 +96,24 @@ class Texts:
         return np.array([*found, (0, 0)])
 
 
+class Stories(Texts):
+    """Stories alone, asked about while they are told: of 3 or 4 people with 2 or 3 things, 0 to 3 times handed on."""
+
+    def batch(self, rng: np.random.Generator, ids: int) -> tuple[Array, Array]:
+        """As of `Texts`, but about `ids`; stories of a batch are of equally many people, things and hops."""
+        people, hops = int(rng.integers(3, 5)), int(rng.integers(0, 4))
+        things = int(rng.integers(2, people))
+        often = (0.0, 0.3, 0.6)[int(rng.integers(3))]
+        rows: list[Array] = []
+        while (len(rows) + 1) * max(map(len, rows), default=0) <= ids:
+            rows.append(self.coded(running(rng, people, things, hops, often)))
+        tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        targets = np.full_like(tokens, -1)
+        for row, text in enumerate(rows):
+            tokens[row, : len(text)], targets[row, : len(text)] = text.T
+        return tokens[:, :-1], targets[:, 1:]
+
+
 def made(rng: np.random.Generator, kind: str, pieces: int) -> list[Parts]:
     """A text with one question, with two, ...; `pieces` of hay."""
     if kind == "multihop":
@@ -103,7 +122,7 @@ def made(rng: np.random.Generator, kind: str, pieces: int) -> list[Parts]:
         asked = stories.KINDS[int(rng.integers(2))]
         story = stories.story(rng, asked, hops, people, things, bool(rng.integers(2)))
         first = story.puzzle().example(pieces if rng.random() < 0.5 else 0)
-        further = about_story(rng, story.text)
+        further = about_story(story.text)
     else:
         first = needle.example(rng, kind, pieces, wrong=1)
         found = dict.fromkeys(NEEDLE.findall(first.prompt)) if kind == "multikey" else ()
@@ -113,7 +132,21 @@ def made(rng: np.random.Generator, kind: str, pieces: int) -> list[Parts]:
     return [parts + more[:n] for n in range(len(more) + 1)]
 
 
-def about_story(rng: np.random.Generator, text: str) -> Parts:
+def running(rng: np.random.Generator, people: int, things: int, hops: int, often: float) -> Parts:
+    """A story, a question after an event as `often`, all questions at its end; what is given is for the reader to say
+    too, for its giver is named before it and has but one thing.
+    """
+    parts, said = [], ""
+    for sentence in re.findall(r"[^.]+\.", stories.story(rng, "who", hops, people, things).text):
+        gives = GIVES.fullmatch(sentence)
+        if gives and rng.random() < often:
+            parts += [(f"\n{read}", written) for read, written in mixed(rng, about_story(said))[:1]]
+        parts += [(gives[1], gives[2]), (gives[3], "")] if gives else [(sentence, "")]
+        said += sentence
+    return parts + [(f"\n{read}", written) for read, written in mixed(rng, about_story(said))]
+
+
+def about_story(text: str) -> Parts:
     """All that can be asked."""
     parts = []
     for thing in THING.findall(text):

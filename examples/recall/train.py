@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from texts import Texts, generator
+from texts import Stories, Texts, generator
 
 from rookery.backends.torch import Network
 from rookery.tokenizer import CARRIED
@@ -99,12 +99,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument("--parameters", type=int, default=380_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=["stories"], help="nothing but short stories, asked about as they are told")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     args.out.mkdir(parents=True, exist_ok=True)
-    texts = Texts()
+    texts = Stories() if args.only else Texts()
     for version in args.versions.split(","):
         s = settings(version, texts.tokenizer.vocab_size, args.parameters, args.steps)
         path = args.out / f"v{version}.safetensors"

@@ -50,6 +50,29 @@ def test_everything_in_a_story_is_asked_for_and_answered_by_a_replay(texts: Any)
             assert answer == replay(f"{context} {question[: question.index('?') + 1]}")
 
 
+def test_a_story_asked_about_while_it_is_told_is_answered_by_a_replay_of_what_was_told(texts: Any) -> None:
+    asked = 0
+    for seed in range(30):
+        said = ""
+        for read, written in texts.running(texts.generator(seed), 4, 3, 2, 0.5):
+            if "?" in read:
+                assert written.strip() == replay(f"{said} {read[: read.index('?') + 1].strip()}")
+                asked += 1
+            else:
+                said += read + written  # that whoever gives something has it, `replay` sees to
+    assert asked > 30 * 6
+
+
+def test_rows_of_stories_are_full_and_targets_are_what_comes_next(texts: Any) -> None:
+    source = texts.Stories()
+    for step in range(8):
+        tokens, targets = source.batch(texts.generator(1, step), 1024)
+        assert 700 < tokens.size < 1300  # the last row may be a longer one
+        wanted = targets[:, :-1] >= 0
+        assert (targets[:, :-1][wanted] == tokens[:, 1:][wanted]).all()
+        assert (wanted.sum(1) > 3).all()
+
+
 def test_rows_fit_and_targets_are_what_comes_next(texts: Any) -> None:
     source = texts.Texts()
     kinds = set()
