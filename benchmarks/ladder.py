@@ -28,8 +28,8 @@ import numpy as np
 import rookery
 from rookery.evaluate import Local, Scorer, make, run
 from rookery.evaluate.ngram import Counter, NGram
-from rookery.evaluate.statistics import Z
-from rookery.evaluate.tasks.perplexity import columns, documents, ratio
+from rookery.evaluate.statistics import Z, ratio
+from rookery.evaluate.tasks.perplexity import columns, documents
 from rookery.evaluate.text import aligned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gosling"))
@@ -69,7 +69,7 @@ def compare(of: dict[str, list[dict[str, Any]]], best: str) -> list[dict[str, An
     for name, mine in of.items():
         nats, sizes = columns(mine, "bytes")
         bits, error = (float(x) for x in np.asarray(ratio(nats, sizes)) / np.log(2))
-        less, less_error = (float(x) for x in np.asarray(ratio(nats - nats_best, sizes)) / np.log(2))
+        less, less_error = (float(x) for x in np.asarray(ratio(np.subtract(nats, nats_best), sizes)) / np.log(2))
         found.append({"model": name, "bits": bits, "half": Z * error, "more": less, "more_half": Z * less_error})
     return found
 
