@@ -167,7 +167,7 @@ def loaded_after(statement: str) -> set[str]:
 HEAVY = {
     "torch", "fastapi", "starlette", "uvicorn", "pydantic", "matplotlib", "jinja2", "rich", "prompt_toolkit",
     "transformers", "safetensors", "redis", "ray", "llguidance", "pyrwkv_tokenizer", "tokenizers",
-    "huggingface_hub",
+    "huggingface_hub", "lm_eval",
 }  # fmt: skip
 
 

@@ -102,7 +102,6 @@ def test_what_is_planned_is_what_is_held(kind: str) -> None:
     assert peer.held_bytes() == peer.state_bytes(71)
     assert peer.constant == (kind not in GROWING)
     assert (peer.state_bytes(1 << 20) == peer.state_bytes(1)) == peer.constant
-    assert peers.constant(kind, TINY) == peer.constant
     if isinstance(peer, peers.TorchPeer):
         assert sum(tensor.nbytes for tensor in peer.weights()) == peer.weight_bytes
     else:

@@ -14,7 +14,7 @@ from rookery.bench.context.match import Plan, Spec
 from rookery.bench.context.peer import EXTRA, Peer, TorchPeer
 from rookery.errors import InputError, MissingExtra
 
-__all__ = ["KINDS", "NATIVE", "Peer", "Plan", "Spec", "build", "constant", "need", "plan"]
+__all__ = ["KINDS", "NATIVE", "Peer", "Plan", "Spec", "build", "need", "plan"]
 
 LOGITS = 1 << 24  # elements of logits that rookery.train.loss makes at a time
 COPIES_OF_LOGITS = 4  # the logits, their logarithm, its gradient, and their sum
@@ -48,11 +48,6 @@ def build(kind: str, spec: Spec, seed: int = 0) -> Peer:
     except ImportError:
         raise MissingExtra("bench context", "train") from None
     return maker(kind, spec, seed)
-
-
-def constant(kind: str, spec: Spec) -> bool:
-    """Whether the state is of one size at every depth."""
-    return plan(kind, spec).state[1] == 0
 
 
 def need(kind: str, spec: Spec, depth: int, train: bool = False) -> int:
