@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from rookery.errors import CannotWrite, DamagedFile, InputError
 from rookery.evaluate.text import dumps
 from rookery.formats.atomic import atomic_write
+from rookery.formats.hold import hold
 
 MANIFEST, RESULTS = "manifest.json", "results.json"
 
@@ -155,13 +156,7 @@ def _opened(path: Path) -> BinaryIO:
 def _locked(folder: Path) -> BinaryIO:
     """A file that this process holds. Raises InputError where another run does."""
     file = open(folder / ".lock", "ab")  # noqa: SIM115, open as long as the run
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except OSError:
+    if not hold(file.fileno()):
         file.close()
-        raise InputError(f"{folder}: another run is writing there; wait for it, or choose another --out") from None
+        raise InputError(f"{folder}: another run is writing there; wait for it, or choose another --out")
     return file

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from rookery.errors import BadHeader, CannotWrite, MissingFile, NewerFile, UnknownFormat
+from rookery.formats.hold import hold
 from rookery.lab.records import append
 
 Row: TypeAlias = dict[str, Any]
@@ -137,14 +138,8 @@ def _row(path: str | os.PathLike[str], line: bytes, where: str) -> Row:
 
 def _hold(file: int, path: str | os.PathLike[str]) -> None:
     """Keep other monitors out, where the system can."""
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:  # Windows
-        return
-    try:
-        flock(file, LOCK_EX | LOCK_NB)
-    except OSError:
-        raise CannotWrite(path, "another monitor is writing it; give the log another name") from None
+    if not hold(file):
+        raise CannotWrite(path, "another monitor is writing it; give the log another name")
 
 
 def _say_torn(path: str | os.PathLike[str], size: int) -> None:

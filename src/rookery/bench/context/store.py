@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from rookery.bench.context.settings import Point
 from rookery.errors import CannotWrite, DamagedFile
 from rookery.formats.atomic import atomic_write
+from rookery.formats.hold import hold
 
 Row: TypeAlias = dict[str, Any]
 
@@ -106,11 +107,5 @@ def _short(value: Any) -> str:
 
 def _hold(file: int, folder: Path) -> None:
     """Keep other sweeps out, where the system can: two at once would also slow each other."""
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:  # Windows
-        return
-    try:
-        flock(file, LOCK_EX | LOCK_NB)
-    except OSError:
-        raise CannotWrite(folder, "another sweep is writing there; wait for it, or give another folder") from None
+    if not hold(file):
+        raise CannotWrite(folder, "another sweep is writing there; wait for it, or give another folder")
