@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rookery.errors import CannotWrite, DamagedFile, MissingFile
+from rookery.formats.differ import difference
 
 Key: TypeAlias = tuple[str, int, int]  # substrate, prompt, seed
 Record: TypeAlias = dict[str, Any]
@@ -47,7 +48,7 @@ class Ledger:
 
     def _go_on(self, header: Mapping[str, Any]) -> None:
         old, self.records, whole = _read(self.path)
-        if different := _difference(old, header):
+        if different := difference(old, header):
             raise CannotWrite(
                 self.path.parent, f"holds another experiment ({different}); give another folder, or the same settings"
             )
@@ -85,18 +86,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, Record], int]:
         return first["header"], records, whole
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(path, f"not the results of an experiment of the lab ({error})") from None
-
-
-def _difference(old: Any, new: Any, at: str = "") -> str:
-    """Where two headers first differ, in words; empty where they do not."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(key for key in new if key not in old)]:
-            if found := _difference(old.get(name), new.get(name), f"{at}.{name}" if at else str(name)):
-                return found
-        return ""
-    return "" if old == new else f"{at} {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 48 else text[:45] + "..."

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from rookery.bench.context.settings import Point
 from rookery.errors import CannotWrite, DamagedFile
 from rookery.formats.atomic import atomic_write
+from rookery.formats.differ import difference
 from rookery.formats.hold import hold
 
 Row: TypeAlias = dict[str, Any]
@@ -67,7 +68,7 @@ class Store:
             assert isinstance(old, dict)
         except (ValueError, AssertionError, RecursionError):
             raise DamagedFile(path, "is no JSON object; give a new folder") from None
-        if different := _difference(old, about):
+        if different := difference(old, about):
             raise CannotWrite(
                 self.folder, f"holds points of another sweep ({different}); give another folder, or the same settings"
             )
@@ -88,21 +89,6 @@ class Store:
 
 def _point(row: Mapping[str, Any]) -> Point:
     return Point(row["phase"], row["kind"], int(row["length"]))
-
-
-def _difference(old: Any, new: Any, at: str = "") -> str:
-    """The first thing in which two differ, in words; empty where nothing does."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(key for key in new if key not in old)]:
-            if found := _difference(old.get(name), new.get(name), f"{at}.{name}" if at else name):
-                return found
-        return ""
-    return "" if old == new else f"{at} {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _hold(file: int, folder: Path) -> None:
